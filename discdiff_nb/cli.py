@@ -28,7 +28,7 @@ from .train import fit, load_tensors, save_tensors
 PROCESSES = {'absorbing': lambda levels, T: Absorbing(levels + 1, reciprocal_schedule(T)),
              'uniform': lambda levels, T: Multinomial(levels, cosine_schedule(T))}
 
-SMALL = dict(levels=17, T=1000, net='unet', net_args=dict(channels=32, multipliers=[1, 2]), steps=2400, batch_size=64, lr=2e-3, held_out=10_000)
+SMALL = dict(levels=17, T=1000, net='unet', net_args=dict(channels=32, multipliers=[1, 2]), steps=2400, batch_size=64, lr=3e-3, held_out=10_000)
 LARGE = dict(levels=256, T=1000, net='unet', net_args=dict(channels=32, multipliers=[1, 2, 2]), steps=5000, batch_size=64, lr=2e-3, held_out=500)
 RECIPES = {'digits': SMALL, 'fashion_mnist': LARGE, 'mnist': LARGE}
 
@@ -45,6 +45,7 @@ def build(
         return images, process, net.to(config['device'])
     except (KeyError, TypeError) as e: raise CheckpointError(f'the config is not one of this version of discdiff_nb: {e!r}') from e
 
+# %% ../nbs/14_cli.ipynb #b40ab693
 def read_config(
     run: Path, # folder of a run
 ) -> dict: # its config
@@ -62,7 +63,7 @@ def write_json(path: Path, content: dict) -> None:
     temporary.write_text(json.dumps(content, indent=1) + '\n')
     os.replace(temporary, path)
 
-# %% ../nbs/14_cli.ipynb #758d280b
+# %% ../nbs/14_cli.ipynb #d5e0bf57
 def measure(
     config: dict, # of the run
     images, # Images of chapter 02
@@ -78,6 +79,7 @@ def measure(
     return dict(bits_per_dim=bound['bits_per_dim'], bits_per_dim_se=bound['bits_per_dim_se'], baselines=baselines(images._replace(test=test)),
                 held_out=len(x0), n_t=n_t, eval_seed=seed, L_T=bound['L_T'], L_t=[None if v != v else v for v in bound['L_t'].tolist()])
 
+# %% ../nbs/14_cli.ipynb #ae56a828
 def table(
     config: dict, # of the run
     metrics: dict, # of measure
@@ -89,12 +91,13 @@ def table(
     head = f"bits per pixel on {metrics['held_out']} held-out images of {config['data']}"
     return '\n'.join([head, '-' * len(head), *(f'{name:<34}{value}' for name, value in rows)])
 
-# %% ../nbs/14_cli.ipynb #65362263
+# %% ../nbs/14_cli.ipynb #59310282
 def machine() -> str: # one line
     "The hardware and software that a number was made on."
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{platform.processor() or platform.machine()} CPU'
     return f'{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}'
 
+# %% ../nbs/14_cli.ipynb #72346377
 def draw(
     config: dict, # of the run
     process, # of the run
@@ -115,7 +118,7 @@ def draw(
     save_png(frames[-1][1], stem.with_suffix('.png'), **look)
     save_gif([x for _, x in frames], gif or stem.with_suffix('.gif'), titles=[f't = {t}' for t, _ in frames], **look)
 
-# %% ../nbs/14_cli.ipynb #d4154f55
+# %% ../nbs/14_cli.ipynb #4a3ca40b
 def train(args) -> None:
     "Train, measure, draw; everything goes into the run's folder."
     config = read_config(args.resume) if args.resume else new_config(args)
@@ -135,22 +138,23 @@ def resumable(args, run) -> bool:
     "Is there a checkpoint to go on from? A run that was killed before its first one starts again from step 0."
     return bool(args.resume) and (run / 'checkpoint.safetensors').exists()
 
-# %% ../nbs/14_cli.ipynb #24f5ded4
+# %% ../nbs/14_cli.ipynb #1b812415
 def finish(config, images, process, model, losses, run, minutes) -> None:
     "Measure and draw a trained model; write metrics.json, loss.png, elbo.png, samples.png, generation.gif; print the table."
-    from discdiff_nb.viz import plot_elbo, plot_loss
+    from discdiff_nb.viz import plot_elbo, plot_loss, save_figure, style
+    style()
     print('measuring the held-out bound ...', flush=True)
     metrics = measure(config, images, process, model)
     metrics |= dict(train_minutes_this_session=minutes, steps=len(losses), machine=machine()) | {k: config[k] for k in ('data', 'process', 'seed')}
     write_json(run / 'metrics.json', metrics)
-    plot_loss(range(1, len(losses) + 1), [loss / math.log(2) for loss in losses], unit='bits/dim').savefig(run / 'loss.png', facecolor='white')
-    plot_elbo(torch.tensor([float('nan') if v is None else v for v in metrics['L_t']])).savefig(run / 'elbo.png', facecolor='white')
+    save_figure(plot_loss(range(1, len(losses) + 1), [loss / math.log(2) for loss in losses]), run / 'loss.png')
+    save_figure(plot_elbo(torch.tensor([math.nan if v is None else v for v in metrics['L_t']])), run / 'elbo.png')
     print('drawing samples ...', flush=True)
     draw(config, process, model, images.train.shape[1:], 64, min(250, config['T']), config['seed'], run / 'samples', run / 'generation.gif')
     print(f"\n{table(config, metrics)}\n\ntrained {minutes:.1f} minutes, seed {config['seed']}, {machine()}")
     print('in ' + str(run) + ': ' + ', '.join(sorted(p.name for p in run.iterdir())))
 
-# %% ../nbs/14_cli.ipynb #d2a7cb43
+# %% ../nbs/14_cli.ipynb #02799851
 def load_run(
     run: Path, # folder of a finished run
     device: str = 'cpu', # where the network shall live
@@ -163,6 +167,7 @@ def load_run(
     except RuntimeError as e: raise CheckpointError(f'{run}/model.safetensors does not fit its config.json: {str(e)[:300]}') from e
     return config, images, process, net.eval()
 
+# %% ../nbs/14_cli.ipynb #4d001151
 def sample(args) -> None:
     "Draw images from a finished run."
     config, images, process, model = load_run(args.run, args.device)
@@ -177,7 +182,7 @@ def evaluate(args) -> None:
     write_json(Path(args.run) / f'eval-nt{args.n_t}-seed{args.seed}.json', metrics)
     print(table(config, metrics))
 
-# %% ../nbs/14_cli.ipynb #c50edf92
+# %% ../nbs/14_cli.ipynb #c017c30d
 def number(low: int, high: int | None = None):
     "A parser of integers within low..high, for argparse."
     def parse(text):
@@ -188,6 +193,7 @@ def number(low: int, high: int | None = None):
         return value
     return parse
 
+# %% ../nbs/14_cli.ipynb #db1c687a
 def parser() -> argparse.ArgumentParser:
     "The arguments of the three commands."
     main = argparse.ArgumentParser(prog='discdiff', description='Discrete diffusion: train a model, sample from it, measure it.')
@@ -205,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
         if name == 'eval': command.add_argument('--n-t', type=number(1, 1000), default=32, help='times drawn per image (default 32)')
     return main
 
-# %% ../nbs/14_cli.ipynb #5dc01d0c
+# %% ../nbs/14_cli.ipynb #188f12a2
 def add_train(command, devices) -> None:
     "The arguments of `discdiff train`; None means: as the recipe or the resumed run says."
     command.set_defaults(call=train)
@@ -227,13 +233,14 @@ def new_config(args) -> dict:
     base = dict(data=data, process='absorbing', seed=0, device='cuda' if torch.cuda.is_available() else 'cpu', **RECIPES[data])
     return base | {k: getattr(args, k) for k in GIVEN if getattr(args, k) is not None}
 
-# %% ../nbs/14_cli.ipynb #9939d80d
+# %% ../nbs/14_cli.ipynb #fe184c54
 def check_given(args, config) -> None:
     "A resumed run keeps its settings: raise CheckpointError when the command line says something else."
     given = {k: getattr(args, k) for k in GIVEN} | dict(data=args.data or args.name)
     differ = [f'--{k} {v}, but the run has {config.get(k)}' for k, v in given.items() if v is not None and v != config.get(k)]
     if differ: raise CheckpointError(f'{"; ".join(differ)}: leave it out to go on with the run, or start a new one')
 
+# %% ../nbs/14_cli.ipynb #1dcb0847
 def new_folder(args, config) -> Path:
     "Make the run's folder with its config. Raises DataError when it is there already."
     run = Path(args.out or f"runs/{config['data']}-{config['process']}-{config['seed']}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -257,3 +264,7 @@ def say(message: str, code: int) -> int:
     "One line on standard error."
     print(f'discdiff: {message}', file=sys.stderr)
     return code
+
+# %% ../nbs/14_cli.ipynb #d453ce4a
+#| eval: false
+if __name__ == '__main__': sys.exit(main())

@@ -18,6 +18,11 @@ def skipped(cell, flags):
     return directives.get('eval:', [''])[0].lower() == 'false' or bool(flags & directives.keys())
 
 
+def progress_bar(output):
+    "Is this output the trace of a progress bar? It has no place in a stored page."
+    return output.get('name') == 'stderr' and '\r' in ''.join(output['text'])
+
+
 def run_notebook(path, force=()):
     "Execute `path` in its own folder and write it back with outputs; returns the seconds taken."
     from execnb.nbio import read_nb, write_nb
@@ -31,6 +36,8 @@ def run_notebook(path, force=()):
     nb, shell, start = read_nb(path), CaptureShell(path, mpl_format='png'), time.time()
     os.chdir(path.parent)
     shell.run_all(nb, exc_stop=True, preproc=lambda cell: cell.cell_type != 'code' or cell.idx_ in skip)
+    for cell in nb.cells:
+        if cell.cell_type == 'code': cell.outputs = [o for o in cell.get('outputs', []) if not progress_bar(o)]
     clean_nb(nb)
     temporary = path.with_suffix('.running')
     write_nb(nb, temporary)
