@@ -117,7 +117,7 @@ class Absorbing(Categorical):
     def p_posterior(self, out, x_t, t, s=None):
         s = checked_step(self, x_t, t, s)
         check_logits(out, x_t, self.K)
-        return log_reveal(no_mask(out).log_softmax(-1), x_t, self.w(s, t, x_t.ndim))
+        return check_finite(log_reveal(no_mask(out).log_softmax(-1), x_t, self.w(s, t, x_t.ndim)), 'p_posterior')
     def L_t(self, out, x0, x_t, t):
         s = checked_step(self, x_t, t, x0=x0)
         check_logits(out, x_t, self.K), check_reachable(x0, x_t, self.mask_id)

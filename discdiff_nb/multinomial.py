@@ -62,7 +62,7 @@ class Categorical(Process):
     def p_posterior(self, out, x_t, t, s=None):
         s = checked_step(self, x_t, t, s)
         check_logits(out, x_t, self.K)
-        return (self.log_column(x_t, s, t).to(out.dtype) + self.log_mix(out.log_softmax(-1), s)).log_softmax(-1)
+        return check_finite((self.log_column(x_t, s, t).to(out.dtype) + self.log_mix(out.log_softmax(-1), s)).log_softmax(-1), 'p_posterior')
     def L_t(self, out, x0, x_t, t):
         kl = kl_categorical(self.q_posterior(x0, x_t, t), self.p_posterior(out, x_t, t))
         return check_finite(kl.flatten(1).sum(-1), 'L_t')

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from .core import ShapeError
+from .core import DtypeError, ShapeError
 
 # %% ../nbs/10_nets.ipynb #81358ac3
 def time_features(
@@ -44,7 +44,8 @@ def check_shape(
     x_t: Tensor, # (B, ...) classes
     shape: tuple, # what the network was built for
 ) -> None:
-    "Raise ShapeError unless x_t holds examples of that shape."
+    "Raise ShapeError or DtypeError unless x_t holds classes in examples of that shape."
+    if x_t.dtype not in (torch.int64, torch.int32): raise DtypeError(f'x_t has dtype {x_t.dtype}; a network reads classes: use x_t.long()')
     if x_t.shape[1:] != shape: raise ShapeError(f'x_t has shape {tuple(x_t.shape)}; this network was built for (B, {", ".join(map(str, shape))})')
 
 # %% ../nbs/10_nets.ipynb #292f5832

@@ -219,7 +219,7 @@ def start(run, resume, about, model, ema, optimizer) -> list: # losses so far
 def loop(process, model, ema, optimizer, x0, losses, about, run, save_every, pressed) -> None:
     "Train from len(losses) to about['steps'], saving on the way, at the end and on Ctrl-C."
     model.train()
-    with tqdm(total=about['steps'], initial=len(losses), desc='train', unit='step') as bar:
+    with tqdm(total=about['steps'], initial=len(losses), desc='train', unit='step', mininterval=1) as bar:
         while len(losses) < about['steps']:
             losses.append(train_step(process, model, optimizer, x0, len(losses), about))
             ema.update_parameters(model)
