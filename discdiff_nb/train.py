@@ -123,7 +123,7 @@ def load_tensors(
             header, tensors = f.metadata() or {}, {name: f.get_tensor(name) for name in f.keys()}
     except Exception as e: raise CheckpointError(f'{path}: not a whole safetensors file ({e}); delete it, and train again or copy it again') from e
     if 'discdiff' not in header: raise CheckpointError(f'{path}: a safetensors file, but not one of discdiff_nb; its header holds {sorted(header)}')
-    if digest(tensors) != header.get('sha256'): raise CheckpointError(f'{path}: damaged, the sha256 of its tensors is not the one that was written; copy it again')
+    if digest(tensors) != header.get('sha256'): raise CheckpointError(f'{path}: damaged: its sha256 is not the one that was written; copy it again')
     return tensors, json.loads(header['discdiff'])
 
 # %% ../nbs/11_train.ipynb #5729733f
