@@ -161,18 +161,18 @@ def sample_categorical(
     generator: torch.Generator | None = None, # on log_p's device
 ) -> Tensor: # (...) int64 classes; a class of probability 0 is never drawn
     "Draw one class per position by inverting the cumulative sum in float64. Raises NotFiniteError."
-    cdf = check_finite(log_p, 'log_p').double().softmax(-1).cumsum(-1)
+    cdf = check_finite(log_p.double().softmax(-1), 'the distribution to draw from').cumsum(-1)
     u = torch.rand(log_p.shape[:-1], generator=generator, device=log_p.device, dtype=torch.float64)
     return torch.searchsorted(cdf, (u[..., None] * cdf[..., -1:]).contiguous(), right=True).squeeze(-1)
 
-# %% ../nbs/00_core.ipynb #df1d659c
+# %% ../nbs/00_core.ipynb #d3bc1b7c
 def mix_seed(
     *parts: int, # whatever the randomness shall depend on, in this order
 ) -> int: # 0..2**63 - 1
     "One seed from several integers, by sha256."
     return int.from_bytes(hashlib.sha256(':'.join(map(str, parts)).encode()).digest()[:8], 'big') >> 1
 
-# %% ../nbs/00_core.ipynb #e9bf99a2
+# %% ../nbs/00_core.ipynb #f25438b6
 class Process:
     "How data is destroyed and how one step is undone; subclasses fill in the table above. Times are (B,) integers, s = t-1 unless given."
     T: int
@@ -196,7 +196,7 @@ class Process:
         if s.shape != t.shape or not (s < t).all(): raise TimeError(f's = {s.tolist()} must lie below t = {t.tolist()}, entry by entry')
         return s
 
-# %% ../nbs/00_core.ipynb #9f6b123a
+# %% ../nbs/00_core.ipynb #ab0a2217
 @torch.no_grad()
 def elbo(
     process: Process, # what destroys
@@ -222,7 +222,7 @@ def elbo(
         L_t.index_add_(0, t, L), count.index_add_(0, t, torch.ones_like(L))
     return _summary(total, L_T, L_t / count, x0[0].numel())
 
-# %% ../nbs/00_core.ipynb #72962086
+# %% ../nbs/00_core.ipynb #731d9f02
 def _summary(total, L_T, L_t, D):
     "Means over the examples, in nats and in bits per dimension."
     L_t[0] = 0
@@ -231,7 +231,7 @@ def _summary(total, L_T, L_t, D):
     return dict(L_T=L_T.mean().item(), L_t=L_t, L_0=L_t[1].item(), total=nats, total_se=se,
                 bits_per_dim=nats / (D * math.log(2)), bits_per_dim_se=se / (D * math.log(2)))
 
-# %% ../nbs/00_core.ipynb #c226a2ef
+# %% ../nbs/00_core.ipynb #54ff7d35
 def step_times(
     T: int, # number of steps of the process
     steps: int | None = None, # how many of them to take, 1..T; None takes all
@@ -241,7 +241,7 @@ def step_times(
     if not 1 <= steps <= T: raise TimeError(f'steps = {steps}, allowed is 1..{T}: a process of T = {T} has no more steps to take')
     return [round(T * (1 - i / steps)) for i in range(steps + 1)]
 
-# %% ../nbs/00_core.ipynb #f21cdcc8
+# %% ../nbs/00_core.ipynb #5aafd462
 @torch.no_grad()
 def trajectory(
     process: Process, # what was destroyed
@@ -259,7 +259,7 @@ def trajectory(
         x_t = process.step(model(x_t, t_B), x_t, t_B, s_B, generator)
         yield s, x_t
 
-# %% ../nbs/00_core.ipynb #89f00b02
+# %% ../nbs/00_core.ipynb #d16917ed
 def generate(
     process: Process, # what was destroyed
     model, # network: out = model(x_t, t)

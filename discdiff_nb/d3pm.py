@@ -102,7 +102,7 @@ def no_mask(
 # %% ../nbs/07_d3pm.ipynb #d8fb9d20
 class Absorbing(Categorical):
     "Absorbing noise: each step masks a class with probability beta_t; mask_id = K - 1 (K19, U6). Raises ScheduleError, ClassError."
-    def __init__(self, K: int, schedule: Schedule):
+    def __init__(self, K: int, schedule: Schedule): # K >= 2 classes, the mask included; alpha_bar[T] = 0
         super().__init__(K, schedule)
         self.mask_id = self.classes = K - 1
         if schedule.alpha_bar[-1] != 0: raise ScheduleError(f'alpha_bar[T] = {schedule.alpha_bar[-1]:.3g} must be 0 (all masked): use reciprocal_schedule')

@@ -52,7 +52,7 @@ def checked_step(
 # %% ../nbs/06_multinomial.ipynb #212c49fb
 class Categorical(Process):
     "Diffusion over K classes, position by position; a subclass adds log_row, log_column, log_mix, log_prior (K16, K17, K18)."
-    def __init__(self, K: int, schedule: Schedule):
+    def __init__(self, K: int, schedule: Schedule): # K >= 2 classes; noise levels with beta[1] > 0
         if not isinstance(K, int) or K < 2: raise ClassError(f'K = {K!r}; the number of classes is an integer of at least 2')
         if schedule.beta[1] == 0: raise ScheduleError('beta[1] is 0: the first step must destroy something, or t = 1 has nothing to undo')
         self.K, self.classes, self.schedule, self.T = K, K, schedule, schedule.T

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sample_t', 'train_loss', 'learning_rate', 'moving_average', 'train_step', 'digest', 'save_tensors', 'load_tensors',
-           'pack', 'family', 'unpack', 'deferred_interrupt', 'describe', 'check_same_run', 'fit', 'start', 'loop']
+           'deferred_interrupt', 'describe', 'check_same_run', 'fit']
 
 # %% ../nbs/11_train.ipynb #7f48d8fe
 import hashlib
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
-from .core import CheckpointError, NotFiniteError, Process, TimeError, check_classes, mix_seed
+from .core import CheckpointError, DiscdiffError, NotFiniteError, Process, check_classes, mix_seed
 from .data import minibatch
 
 # %% ../nbs/11_train.ipynb #bfa81ff7
@@ -126,25 +126,25 @@ def load_tensors(
     if digest(tensors) != header.get('sha256'): raise CheckpointError(f'{path}: damaged: its sha256 is not the one that was written; copy it again')
     return tensors, json.loads(header['discdiff'])
 
-# %% ../nbs/11_train.ipynb #5729733f
-def pack(model, ema, optimizer, losses) -> dict: # name: tensor
+# %% ../nbs/11_train.ipynb #63735531
+def _pack(model, ema, optimizer, losses) -> dict: # name: tensor
     "The state of a run as one flat dictionary of tensors."
     memory = {f'optimizer.{i}.{k}': x for i, state in optimizer.state_dict()['state'].items() for k, x in state.items()}
     return {**{f'model.{k}': x for k, x in model.state_dict().items()}, **{f'ema.{k}': x for k, x in ema.state_dict().items()},
             **memory, 'losses': torch.tensor(losses, dtype=torch.float64)}
 
-def family(tensors: dict, prefix: str) -> dict: # name without prefix: tensor
+def _family(tensors: dict, prefix: str) -> dict: # name without prefix: tensor
     "The entries of a packed dictionary that belong together."
     return {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
 
-def unpack(tensors, model, ema, optimizer) -> list: # losses so far
+def _unpack(tensors, model, ema, optimizer) -> list: # losses so far
     "Put a packed state back. Raises CheckpointError when it belongs to another network."
     try:
-        model.load_state_dict(family(tensors, 'model.'))
-        ema.load_state_dict(family(tensors, 'ema.'))
+        model.load_state_dict(_family(tensors, 'model.'))
+        ema.load_state_dict(_family(tensors, 'ema.'))
     except (RuntimeError, KeyError) as e: raise CheckpointError(f'the checkpoint belongs to another network: {str(e)[:300]}') from e
     memory = {}
-    for name, x in family(tensors, 'optimizer.').items(): memory.setdefault(int(name.split('.')[0]), {})[name.split('.')[1]] = x
+    for name, x in _family(tensors, 'optimizer.').items(): memory.setdefault(int(name.split('.')[0]), {})[name.split('.')[1]] = x
     optimizer.load_state_dict({**optimizer.state_dict(), 'state': memory})
     return tensors['losses'].tolist()
 
@@ -196,27 +196,30 @@ def fit(
 ) -> tuple: # (averaged network in eval mode, list of one loss per step in nats per dimension)
     "Train, and be able to go on. Raises CheckpointError, NotFiniteError, the errors of the data and of the process; Ctrl-C saves first."
     check_classes(x0, process.classes)
-    if steps < 1: raise TimeError(f'steps = {steps}; a run has at least one')
+    for name, n in dict(steps=steps, batch_size=batch_size, save_every=save_every).items():
+        if n < 1: raise DiscdiffError(f'{name} = {n}, allowed is 1 and more')
     about = describe(process, x0, dict(steps=steps, batch_size=batch_size, lr=lr, seed=seed))
     ema = AveragedModel(model, avg_fn=moving_average)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    losses = start(run, resume, about, model, ema, optimizer)
+    losses = _start(run, resume, about, model, ema, optimizer)
     with torch.random.fork_rng(), deferred_interrupt() as pressed:
-        loop(process, model, ema, optimizer, x0, losses, about, run, save_every, pressed)
+        _loop(process, model, ema, optimizer, x0, losses, about, run, save_every, pressed)
     return ema.module.eval(), losses
 
-# %% ../nbs/11_train.ipynb #9d0bcb4e
-def start(run, resume, about, model, ema, optimizer) -> list: # losses so far
+# %% ../nbs/11_train.ipynb #7761e0bc
+def _start(run, resume, about, model, ema, optimizer) -> list: # losses so far
     "An empty history, or the one of the checkpoint, put back into model, ema and optimizer. Raises CheckpointError."
+    if resume and not run: raise CheckpointError('resume needs the folder of the run: give run')
+    if run: Path(run).mkdir(parents=True, exist_ok=True)
     path = run and Path(run) / 'checkpoint.safetensors'
     if not resume:
         if path and path.exists(): raise CheckpointError(f'{path} exists: resume that run, or choose another folder')
         return []
     tensors, old = load_tensors(path)
     check_same_run(old, about)
-    return unpack(tensors, model, ema, optimizer)
+    return _unpack(tensors, model, ema, optimizer)
 
-def loop(process, model, ema, optimizer, x0, losses, about, run, save_every, pressed) -> None:
+def _loop(process, model, ema, optimizer, x0, losses, about, run, save_every, pressed) -> None:
     "Train from len(losses) to about['steps'], saving on the way, at the end and on Ctrl-C."
     model.train()
     with tqdm(total=about['steps'], initial=len(losses), desc='train', unit='step', mininterval=1) as bar:
@@ -226,5 +229,5 @@ def loop(process, model, ema, optimizer, x0, losses, about, run, save_every, pre
             bar.set_postfix_str(f'{sum(losses[-50:]) / len(losses[-50:]) / math.log(2):.3f} bits/dim', refresh=False)
             bar.update()
             if run and (len(losses) % save_every == 0 or len(losses) == about['steps'] or pressed()):
-                save_tensors(Path(run) / 'checkpoint.safetensors', pack(model, ema, optimizer, losses), about)
+                save_tensors(Path(run) / 'checkpoint.safetensors', _pack(model, ema, optimizer, losses), about)
             if pressed(): raise KeyboardInterrupt(f'stopped after step {len(losses)} of {about["steps"]}' + (f', saved in {run}' if run else ''))
