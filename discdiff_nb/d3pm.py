@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import ClassError, Schedule, ScheduleError, at, check_finite, check_logits
+from .core import ClassError, Schedule, ScheduleError, at, check_classes, check_finite, check_logits
 from .multinomial import Categorical, checked_step, keep_or_redraw
 
 # %% ../nbs/07_d3pm.ipynb #3fcd47f5
@@ -122,4 +122,4 @@ class Absorbing(Categorical):
         s = checked_step(self, x_t, t, x0=x0)
         check_logits(out, x_t, self.K), check_reachable(x0, x_t, self.mask_id)
         return check_finite(absorbing_kl(out, x0, x_t, self.w(s, t, x0.ndim)).flatten(1).sum(-1), 'L_t')
-    def L_T(self, x0): return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    def L_T(self, x0): check_classes(x0, self.classes); return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
