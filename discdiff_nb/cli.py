@@ -192,7 +192,8 @@ def evaluate(
 # %% ../nbs/14_cli.ipynb #fd4a7335
 def devices() -> list: # names that torch knows, the fastest last
     "Where this machine can compute."
-    return ['cpu'] + ['cuda'] * torch.cuda.is_available()
+    fastest = 'cuda' if torch.cuda.is_available() else 'cpu'
+    return sorted({'cpu', fastest})
 
 def _number(low: int, high: int | None = None):
     "A parser of integers within low..high, for argparse."
