@@ -90,10 +90,12 @@ def table(
     head = f"bits per pixel on {metrics['held_out']} held-out images of {config['data']}"
     return '\n'.join([head, '-' * len(head), *(f'{name:<34}{value}' for name, value in rows)])
 
-# %% ../nbs/14_cli.ipynb #59310282
-def machine() -> str: # one line
+# %% ../nbs/14_cli.ipynb #e428ea5d
+def machine(
+    device: str, # where the run computed
+) -> str: # one line
     "The hardware and software that a number was made on."
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{platform.processor() or platform.machine()} CPU'
+    where = f'{platform.processor() or platform.machine()} CPU' if device == 'cpu' else torch.cuda.get_device_name(device)
     return f'{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}'
 
 # %% ../nbs/14_cli.ipynb #72346377
@@ -128,7 +130,7 @@ def train(
     run = Path(args.resume) if args.resume else _new_folder(args, config)
     print(f"{config['process']} diffusion on {images.name}: {len(images.train):,} images to train on, "
           f"{sum(p.numel() for p in net.parameters()):,} parameters, {config['steps']} steps, seed {config['seed']}\n"
-          f"on {machine()}\nrun folder: {run}", flush=True)
+          f"on {machine(config['device'])}\nrun folder: {run}", flush=True)
     clock = time.time()
     model, losses = fit(process, net, images.train, config['steps'], run, config['batch_size'], config['lr'], config['seed'], resume=_resumable(args, run))
     minutes = (time.time() - clock) / 60
@@ -146,13 +148,13 @@ def _finish(config, images, process, model, losses, run, minutes) -> None:
     style()
     print('measuring the held-out bound ...', flush=True)
     metrics = measure(config, images, process, model)
-    metrics |= dict(train_minutes_this_session=minutes, steps=len(losses), machine=machine()) | {k: config[k] for k in ('data', 'process', 'seed')}
+    metrics |= dict(train_minutes_this_session=minutes, steps=len(losses), machine=machine(config['device'])) | {k: config[k] for k in ('data', 'process', 'seed')}
     _write_json(run / 'metrics.json', metrics | dict(table=table(config, metrics)))
     save_figure(plot_loss(range(1, len(losses) + 1), [loss / math.log(2) for loss in losses]), run / 'loss.png')
     save_figure(plot_elbo(torch.tensor([math.nan if v is None else v for v in metrics['L_t']])), run / 'elbo.png')
     print('drawing samples ...', flush=True)
     draw(config, process, model, images.train.shape[1:], 64, min(250, config['T']), config['seed'], run / 'samples', run / 'generation.gif')
-    print(f"\n{table(config, metrics)}\n\ntrained {minutes:.1f} minutes, seed {config['seed']}, {machine()}")
+    print(f"\n{table(config, metrics)}\n\ntrained {minutes:.1f} minutes, seed {config['seed']}, {machine(config['device'])}")
     print('in ' + str(run) + ': ' + ', '.join(sorted(p.name for p in run.iterdir())))
 
 # %% ../nbs/14_cli.ipynb #02799851
@@ -185,7 +187,7 @@ def evaluate(
 ) -> None:
     "Measure a finished run again."
     config, images, process, model = load_run(args.run, args.device)
-    metrics = measure(config, images, process, model, args.seed, args.n_t) | dict(machine=machine())
+    metrics = measure(config, images, process, model, args.seed, args.n_t) | dict(machine=machine(config['device']))
     _write_json(Path(args.run) / f'eval-nt{args.n_t}-seed{args.seed}.json', metrics)
     print(table(config, metrics))
 
