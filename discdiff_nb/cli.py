@@ -148,7 +148,8 @@ def _finish(config, images, process, model, losses, run, minutes) -> None:
     style()
     print('measuring the held-out bound ...', flush=True)
     metrics = measure(config, images, process, model)
-    metrics |= dict(train_minutes_this_session=minutes, steps=len(losses), machine=machine(config['device'])) | {k: config[k] for k in ('data', 'process', 'seed')}
+    metrics |= dict(train_minutes_this_session=minutes, steps=len(losses), machine=machine(config['device']))
+    metrics |= {k: config[k] for k in ('data', 'process', 'seed')}
     _write_json(run / 'metrics.json', metrics | dict(table=table(config, metrics)))
     save_figure(plot_loss(range(1, len(losses) + 1), [loss / math.log(2) for loss in losses]), run / 'loss.png')
     save_figure(plot_elbo(torch.tensor([math.nan if v is None else v for v in metrics['L_t']])), run / 'elbo.png')
