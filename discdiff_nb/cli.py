@@ -27,7 +27,7 @@ from .train import fit, load_tensors, save_tensors
 PROCESSES = {'absorbing': lambda levels, T: Absorbing(levels + 1, reciprocal_schedule(T)),
              'uniform': lambda levels, T: Multinomial(levels, cosine_schedule(T))}
 
-_SMALL = dict(levels=17, T=1000, net='unet', net_args=dict(channels=40, multipliers=[1, 1]), steps=2400, batch_size=64, lr=4e-3, held_out=10_000)
+_SMALL = dict(levels=17, T=1000, net='unet', net_args=dict(channels=40, multipliers=[1, 1]), steps=2100, batch_size=64, lr=4e-3, held_out=10_000)
 _LARGE = dict(levels=256, T=1000, net='unet', net_args=dict(channels=32, multipliers=[1, 2, 2]), steps=5000, batch_size=64, lr=2e-3, held_out=500)
 RECIPES = {'digits': _SMALL, 'fashion_mnist': _LARGE, 'mnist': _LARGE}
 
