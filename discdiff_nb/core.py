@@ -6,7 +6,8 @@
 __all__ = ['INTEGERS', 'DiscdiffError', 'TimeError', 'ClassError', 'ShapeError', 'DtypeError', 'NotFiniteError', 'ScheduleError',
            'DataError', 'CheckpointError', 'check_t', 'check_classes', 'check_logits', 'check_finite', 'Schedule',
            'linear_schedule', 'cosine_schedule', 'reciprocal_schedule', 'sigmoid_schedule', 'at', 'kl_categorical',
-           'sample_categorical', 'mix_seed', 'Process', 'elbo', 'step_times', 'trajectory', 'generate']
+           'sample_categorical', 'mix_seed', 'Process', 'parts', 'rows', 'elbo', 'step_times', 'hold', 'trajectory',
+           'generate']
 
 # %% ../nbs/00_core.ipynb #d1ddd6af
 import hashlib
@@ -196,33 +197,47 @@ class Process:
         if s.shape != t.shape or not (s < t).all(): raise TimeError(f's = {s.tolist()} must lie below t = {t.tolist()}, entry by entry')
         return s
 
-# %% ../nbs/00_core.ipynb #ab0a2217
+# %% ../nbs/00_core.ipynb #41f918e0
+def parts(
+    x, # a tensor, or a tuple of tensors with the same batch size
+) -> tuple: # of tensors
+    "The parts of an example: one, or several that diffuse together (K21)."
+    return x if isinstance(x, tuple) else (x,)
+
+def rows(
+    x, # a tensor, or a tuple of tensors with the same batch size
+    i, # index or slice into the batch
+): # the same structure
+    "Some of the examples, the same ones of every part."
+    return tuple(part[i] for part in x) if isinstance(x, tuple) else x[i]
+
+# %% ../nbs/00_core.ipynb #b97cde60
 @torch.no_grad()
 def elbo(
     process: Process, # what destroys
     model, # network: out = model(x_t, t)
-    x0: Tensor, # (B, ...) clean examples
+    x0: Tensor, # (B, ...) clean examples, or a tuple of such
     n_t: int | None = None, # times drawn per example, 1..T; None takes every t
     generator: torch.Generator | None = None, # on x0's device
     batch_size: int = 512, # examples per call of the network, for memory
 ) -> dict: # nats per example `L_T`, `L_t` (T+1,), `L_0`, `total`, `total_se`; and `bits_per_dim`, `bits_per_dim_se`
     "The negative ELBO of held-out data, every t or by strata, with its standard error over the examples (K6, A9). Raises TimeError, DataError."
     T, n_t = process.T, process.T if n_t is None else n_t
-    if len(x0) == 0: raise DataError('x0 is empty: there is nothing to take a bound of')
+    if not (N := len(parts(x0)[0])): raise DataError('x0 is empty: there is nothing to take a bound of')
     if not 1 <= n_t <= T: raise TimeError(f'n_t = {n_t}, allowed is 1..{T}; None takes every t')
     L_T = process.L_T(x0).double()
     total, L_t, count = L_T.clone(), L_T.new_zeros(T + 1), L_T.new_zeros(T + 1)
-    for i, j in tqdm([(i, j) for i in range(0, len(x0), batch_size) for j in range(n_t)], desc='elbo', delay=5, leave=False):
-        x = x0[i:i + batch_size]
-        u = torch.rand(len(x), generator=generator, device=x.device, dtype=torch.float64)
+    for i, j in tqdm([(i, j) for i in range(0, N, batch_size) for j in range(n_t)], desc='elbo', delay=5, leave=False):
+        x = rows(x0, slice(i, i + batch_size))
+        u = torch.rand(len(parts(x)[0]), generator=generator, device=L_T.device, dtype=torch.float64)
         t = 1 + ((j + u) * T / n_t).long().clamp(T * j // n_t, T - 1)
         x_t = process.q_sample(x, t, generator)
         L = process.L_t(model(x_t, t), x, x_t, t).double()
         total[i:i + batch_size] += L * (T / n_t)
         L_t.index_add_(0, t, L), count.index_add_(0, t, torch.ones_like(L))
-    return _summary(total, L_T, L_t / count, x0[0].numel())
+    return _summary(total, L_T, L_t / count, sum(part[0].numel() for part in parts(x0)))
 
-# %% ../nbs/00_core.ipynb #731d9f02
+# %% ../nbs/00_core.ipynb #f5b25940
 def _summary(total, L_T, L_t, D):
     "Means over the examples, in nats and in bits per dimension."
     L_t[0] = 0
@@ -231,7 +246,7 @@ def _summary(total, L_T, L_t, D):
     return dict(L_T=L_T.mean().item(), L_t=L_t, L_0=L_t[1].item(), total=nats, total_se=se,
                 bits_per_dim=nats / (D * math.log(2)), bits_per_dim_se=se / (D * math.log(2)))
 
-# %% ../nbs/00_core.ipynb #54ff7d35
+# %% ../nbs/00_core.ipynb #cbe5cbdd
 def step_times(
     T: int, # number of steps of the process
     steps: int | None = None, # how many of them to take, 1..T; None takes all
@@ -241,32 +256,53 @@ def step_times(
     if not 1 <= steps <= T: raise TimeError(f'steps = {steps}, allowed is 1..{T}: a process of T = {T} has no more steps to take')
     return [round(T * (1 - i / steps)) for i in range(steps + 1)]
 
-# %% ../nbs/00_core.ipynb #5aafd462
+# %% ../nbs/00_core.ipynb #2fe0d3a9
+def hold(
+    process: Process, # that knows q(x_t | x_0)
+    x_t, # state of the chain at time t, (B, ...) or a tuple
+    known: tuple, # (x0, keep): examples, and booleans of the same shape that say which entries are known
+    t: int, # time, 0..T
+    generator: torch.Generator | None = None, # on x_t's device
+): # x_t with the known entries at noise level t
+    "Overwrite what is known, noised to time t (K23). Raises ShapeError, DtypeError."
+    x0, keep = known
+    for x, clean, k in zip(parts(x_t), parts(x0), parts(keep), strict=True):
+        if k.dtype != torch.bool: raise DtypeError(f'keep has dtype {k.dtype}; it says yes or no for each entry: use keep.bool()')
+        if not x.shape == clean.shape == k.shape:
+            raise ShapeError(f'x_t {tuple(x.shape)}, known x0 {tuple(clean.shape)} and keep {tuple(k.shape)} must have one shape')
+    noisy = x0 if t == 0 else process.q_sample(x0, torch.full(parts(x_t)[0].shape[:1], t, device=parts(x_t)[0].device), generator)
+    held = tuple(torch.where(k, n, x) for x, n, k in zip(parts(x_t), parts(noisy), parts(keep)))
+    return held if isinstance(x_t, tuple) else held[0]
+
+# %% ../nbs/00_core.ipynb #5e1f5e9d
 @torch.no_grad()
 def trajectory(
     process: Process, # what was destroyed
     model, # network: out = model(x_t, t)
-    shape: tuple, # of the examples, (B, ...)
+    shape: tuple, # of the examples, (B, ...), or a tuple of shapes
     steps: int | None = None, # network calls, 1..T; None takes T
     generator: torch.Generator | None = None, # its device is where the examples are made
+    known: tuple | None = None, # (x0, keep) of `hold`; None when nothing is known
 ): # yields (t, x_t) from (T, prior sample) to (0, generated example)
-    "Run the reverse chain and yield every state on the way. Raises TimeError."
+    "Run the reverse chain and yield every state on the way. Raises TimeError and the errors of hold."
     times = step_times(process.T, steps)
-    x_t = process.prior(shape, generator)
+    keep_known = lambda x_t, t: hold(process, x_t, known, t, generator) if known else x_t
+    x_t = keep_known(process.prior(shape, generator), times[0])
     yield times[0], x_t
     for t, s in tqdm(list(zip(times, times[1:])), desc='generate', delay=5, leave=False):
-        t_B, s_B = (torch.full(shape[:1], u, device=x_t.device) for u in (t, s))
-        x_t = process.step(model(x_t, t_B), x_t, t_B, s_B, generator)
+        t_B, s_B = (torch.full(parts(x_t)[0].shape[:1], u, device=parts(x_t)[0].device) for u in (t, s))
+        x_t = keep_known(process.step(model(x_t, t_B), x_t, t_B, s_B, generator), s)
         yield s, x_t
 
-# %% ../nbs/00_core.ipynb #d16917ed
+# %% ../nbs/00_core.ipynb #e592d17c
 def generate(
     process: Process, # what was destroyed
     model, # network: out = model(x_t, t)
-    shape: tuple, # of the examples, (B, ...)
+    shape: tuple, # of the examples, (B, ...), or a tuple of shapes
     steps: int | None = None, # network calls, 1..T; None takes T
     generator: torch.Generator | None = None, # its device is where the examples are made
+    known: tuple | None = None, # (x0, keep) of `hold`; None when nothing is known
 ) -> Tensor: # (B, ...) generated x_0
-    "Sample x_T from the prior and undo every step down to x_0 (K13, Algorithm 2). Raises TimeError."
-    for _, x_t in trajectory(process, model, shape, steps, generator): pass
+    "Sample x_T from the prior and undo every step down to x_0 (K13, Algorithm 2). Raises TimeError and the errors of hold."
+    for _, x_t in trajectory(process, model, shape, steps, generator, known): pass
     return x_t

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_Q', 'path_joint', 'conditional', 'states', 'index_of', 'all_positions', 'Q_between', 'reverse_matrix',
            'log_prior_of_states', 'exact_log_p', 'path_elbo', 'kl_elbo', 'normalize', 'Dense', 'table_model',
-           'judge_posterior', 'judge_reverse', 'judge_elbo', 'judge_counts', 'judge_samples', 'judge']
+           'judge_posterior', 'judge_reverse', 'judge_elbo', 'judge_counts', 'judge_samples', 'judge', 'judge_answer']
 
 # %% ../nbs/01_oracle.ipynb #b1da50ce
 import torch
@@ -294,3 +294,23 @@ def judge(
     judge_reverse(process, Q, classes)
     judge_elbo(process, Q, classes, D)
     judge_samples(process, Q, torch.Generator().manual_seed(seed), D=D)
+
+# %% ../nbs/01_oracle.ipynb #79e34624
+def judge_answer(
+    answer, # the reader's function
+    reference, # a function that is right, however slow
+    cases, # cases(generator) -> tuple of arguments, of sizes drawn from the generator
+    n: int = 20, # cases tried
+    seed: int = 0, # of the cases
+    tol: float = 1e-6, # allowed difference, relative and absolute
+) -> None:
+    "Try an answer to an exercise on random cases; AssertionError shows the first that is wrong, and nothing is said against a hole."
+    generator = torch.Generator().manual_seed(seed)
+    for i in range(n):
+        case = cases(generator)
+        try: got = answer(*case)
+        except NotImplementedError: return print(f'{answer.__name__}: not answered yet')
+        want = reference(*case)
+        try: torch.testing.assert_close(got, want, rtol=tol, atol=tol, equal_nan=True, check_dtype=False)
+        except AssertionError as e: raise AssertionError(f'{answer.__name__}, case {i + 1} of {n}: {case} gives {got}, right is {want} ({e})') from None
+    print(f'{answer.__name__}: right in {n} of {n} random cases')
