@@ -58,12 +58,13 @@ def check_logits(
     logits: Tensor, # (B, ..., K) floats
     x_t: Tensor, # (B, ...) integer classes that the network saw
     K: int, # number of classes
-) -> None:
+) -> Tensor: # the logits, in float32 where they came in less
     "Raise DtypeError or ShapeError unless `logits` has one float per class for each position of `x_t`."
     if not logits.is_floating_point(): raise DtypeError(f'the logits have dtype {logits.dtype}; they must be floating point')
     if logits.shape != (*x_t.shape, K):
         raise ShapeError(f'the logits have shape {tuple(logits.shape)}; for x_t of shape {tuple(x_t.shape)} and K = {K} classes '
                          f'they must have {(*x_t.shape, K)}: the classes come last')
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 def check_finite(
     x: Tensor, # any shape
