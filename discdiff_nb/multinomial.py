@@ -106,10 +106,10 @@ class LogSums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_S, d_a, d_b):
         e, Z, r, a, b = ctx.saved_tensors
-        h = e * (r / Z)
-        h.div_(h + 1)
-        d = h.sum(-1, keepdim=True).mul_(d_S) + d_a + d_b
-        return h.mul_(d_S).sub_(e * (d / Z)).scatter_add_(-1, a, d_a).scatter_add_(-1, b, d_b), None, None, None
+        v = (e * (r / Z)).add_(1).reciprocal_()
+        d = d_S * (r / Z) * torch.einsum('...k,...k->...', e, v)[..., None] + d_a + d_b
+        grad = v.mul_(d_S * r / Z).sub_(d / Z).mul_(e)
+        return grad.scatter_add_(-1, a, d_a).scatter_add_(-1, b, d_b), None, None, None
 
 # %% ../nbs/06_multinomial.ipynb #0989d300
 def log_sums(
