@@ -125,9 +125,10 @@ def absorbing_kl(
     w: Tensor, # (B, 1, ...) probability that this step reveals a blank
 ) -> Tensor: # (B, ...) nats
     "KL of the two posteriors under absorbing noise, position by position: -w log p(x_0) on the blanks (U6)."
-    K = logits_x0.shape[-1]
-    nll = F.cross_entropy(logits_x0[..., :-1].reshape(-1, K - 1), x0.reshape(-1).long(), reduction='none')
-    return torch.where(x_t == K - 1, w.to(nll) * nll.view_as(x0), 0.)
+    blank = (x_t == logits_x0.shape[-1] - 1).flatten().nonzero().squeeze(1)
+    logits, right = logits_x0[..., :-1].flatten(0, -2).index_select(0, blank), x0.flatten().index_select(0, blank).long()
+    nll = F.cross_entropy(logits, right, reduction='none')
+    return w.to(nll) * nll.new_zeros(x_t.numel()).index_copy(0, blank, nll).view(x_t.shape)
 
 def check_reachable(
     x0: Tensor, # (B, ...) clean classes
