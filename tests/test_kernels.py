@@ -3,11 +3,16 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from discdiff_nb.core import Schedule, kl_categorical
-from discdiff_nb.d3pm import Absorbing, absorbing_Q, uniform_Q
+from discdiff_nb.d3pm import Absorbing, DiscretizedGaussian, NearestNeighbour, absorbing_Q, gaussian_Q, knn_graph, nearest_Q, uniform_Q
 from discdiff_nb.multinomial import Multinomial
 from discdiff_nb.oracle import Dense
 
-KERNELS = {'uniform': (Multinomial, uniform_Q), 'absorbing': (Absorbing, absorbing_Q)}
+def line(K): return torch.arange(K).float()[:, None]
+
+
+KERNELS = {'uniform': (Multinomial, uniform_Q), 'absorbing': (Absorbing, absorbing_Q), 'gaussian': (DiscretizedGaussian, gaussian_Q),
+           'neighbour': (lambda K, schedule: NearestNeighbour(line(K), schedule, min(2, K - 1)),
+                         lambda schedule, K: nearest_Q(schedule, knn_graph(line(K), min(2, K - 1))))}
 
 
 @st.composite
@@ -16,7 +21,8 @@ def cases(draw, kernel):
     make, dense = KERNELS[kernel]
     K, T, D, B = (draw(st.integers(low, high)) for low, high in ((2, 9), (1, 7), (1, 4), (1, 5)))
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    beta = torch.cat([torch.zeros(1), torch.rand(T, generator=g) * draw(st.sampled_from([1e-3, 0.1, 0.98])) + 1e-4]).double()
+    least = 0.01 if kernel == 'gaussian' else 1e-4 # a variance for the Gaussian, which refuses a step that cannot move
+    beta = torch.cat([torch.zeros(1), torch.rand(T, generator=g) * draw(st.sampled_from([1e-3, 0.1, 0.98])) + least]).double()
     if kernel == 'absorbing': beta[T] = 1
     process, Q = make(K, Schedule(beta)), dense(Schedule(beta), K)
     x0 = torch.randint(process.classes, (B, D), generator=g)
