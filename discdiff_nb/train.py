@@ -171,7 +171,8 @@ def describe(
 ) -> dict: # what must be the same for a run to be the same run
     "Settings, process and data as a few words and fingerprints."
     mark = lambda x: hashlib.sha256(x.contiguous().cpu().numpy().tobytes()).hexdigest()[:16]
-    return {**settings, 'process': type(process).__name__, 'K': process.K, 'T': process.T, 'schedule': mark(process.schedule.alpha_bar), 'data': mark(x0)}
+    plain = {k: v for k, v in vars(process).items() if isinstance(v, (int, float, str))}
+    return {**settings, **plain, 'process': type(process).__name__, 'schedule': mark(process.schedule.alpha_bar), 'data': mark(x0)}
 
 def check_same_run(
     old: dict, # of the checkpoint
