@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'style', 'pixels', 'grid', 'show_grid', 'show_strip', 'save_image', 'save_png', 'save_gif', 'plot_loss',
-           'plot_elbo', 'save_figure', 'plot_pmfs', 'plot_matrix', 'plot_bars', 'slider_figure']
+           'plot_elbo', 'save_figure', 'plot_pmfs', 'plot_matrix', 'plot_bars', 'slider_figure', 'posterior_table',
+           'posterior_slider']
 
-# %% ../nbs/03_viz.ipynb #862c5d09
+# %% ../nbs/03_viz.ipynb #8eec93e7
 import base64
+import html
 import io
+import json
 import os
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from .core import DataError, ShapeError, check_classes
 
@@ -243,3 +247,83 @@ def slider_figure(
               "f.querySelector('output').textContent=i[this.value].dataset.label")
     return (f'<figure>{"".join(images)}<br><input type="range" min="0" max="{len(images) - 1}" value="0" style="width:60%" '
             f'aria-label="choose a picture" oninput="{script}"> <output>{labels[0]}</output></figure>')
+
+# %% ../nbs/03_viz.ipynb #9f73ded3
+def posterior_table(
+    process, # a categorical process: T, K, q_posterior, and mask_id where there is one
+) -> dict: # classes `x0`, `x_t`; `mask`, K - 1 or None; `q`: [x_t other, x_t = x_0], each (T, K) whole numbers, thousandths
+    "q(x_{t-1} | x_t, x_0) at every t for one x_0, when x_t differs from it and when not. Raises DataError."
+    mask = getattr(process, 'mask_id', None)
+    x0, x_t = (process.K - 1) // 4, process.K * 3 // 4 if mask is None else mask
+    t, tables = torch.arange(1, process.T + 1), []
+    for seen in (x_t, x0):
+        q = process.q_posterior(torch.full((process.T, 1), x0), torch.full((process.T, 1), seen), t)[:, 0].exp()
+        if not q.isfinite().all():
+            raise DataError(f'{type(process).__name__}, K = {process.K}: x_0 = {x0} cannot become x_t = {seen} at every t; choose noise that can do it')
+        tables.append((1000 * q).round().int().tolist())
+    return dict(x0=x0, x_t=x_t, mask=mask, q=tables)
+
+# %% ../nbs/03_viz.ipynb #ee700fb7
+def _place(i: int, K: int, p: float) -> tuple:
+    "Left edge, top, width and height of bar i; the plot spans 34..514 by 16..152 (probability 1..0)."
+    return 34 + 480 * (i + 0.1) / K, 152 - 136 * p, 480 * 0.8 / K, 136 * p
+
+def _bars(p: list, n: int) -> str:
+    "n bars with their labels, the first len(p) in use."
+    out, K = [], len(p)
+    for i in range(n):
+        x, y, w, h = _place(i, K, p[i] / 1000 if i < K else 0)
+        out.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" fill="{COLORS["posterior"]}"/>'
+                   f'<text data-class x="{x + w / 2:.1f}" y="167">{i if i < K else ""}</text>'
+                   f'<text data-p x="{x + w / 2:.1f}" y="{y - 3:.1f}">{p[i] / 1000 if i < K and p[i] > 4 else ""}</text>')
+    return ''.join(out)
+
+# %% ../nbs/03_viz.ipynb #bbe8a5dc
+_MOVE_BARS = '''const f = this, named = n => f.querySelector(`[name=${n}]`), all = s => f.querySelectorAll(s);
+const kernel = named('kernel').value, K = +named('K').value, t = +named('t').value, same = named('same').checked;
+const c = JSON.parse(f.dataset.tables)[kernel][K], q = c.q[+same][t - 1], seen = same ? c.x0 : c.x_t;
+const name = i => i === c.mask ? 'mask' : i, middle = i => 34 + 480 * (i + 0.5) / K, set = (e, a) => { for (const k in a) e.setAttribute(k, a[k]); };
+all('rect').forEach((e, i) => { const p = i < K ? q[i] / 1000 : 0; set(e, {x: middle(i - 0.4), y: 152 - 136 * p, width: 384 / K, height: 136 * p}); });
+all('[data-class]').forEach((e, i) => { set(e, {x: middle(i)}); e.textContent = i < K ? name(i) : ''; });
+all('[data-p]').forEach((e, i) => { const p = i < K ? q[i] / 1000 : 0; set(e, {x: middle(i), y: 149 - 136 * p}); e.textContent = p > 0.004 ? p : ''; });
+set(f.querySelector('[data-x0]'), {x: middle(c.x0)}); set(f.querySelector('[data-xt]'), {x: middle(seen)});
+const words = `q(x_${t - 1} | x_${t} = ${name(seen)}, x_0 = ${c.x0}), ${kernel}, K = ${K}`;
+f.querySelector('output').textContent = words;
+set(f.querySelector('svg'), {'aria-label': words + ': ' + q.map((p, i) => p > 4 ? `${name(i)} has ${p / 1000}` : '').filter(Boolean).join(', ')});'''
+
+# %% ../nbs/03_viz.ipynb #396de406
+def _controls(kernels: list, Ks: list, T: int, t: int) -> str:
+    "Kernel, K, x_t = x_0 and t, each with its words; native, so that the keyboard works."
+    def choice(name, values): return f'<select name="{name}">' + ''.join(f'<option>{html.escape(str(v))}</option>' for v in values) + '</select>'
+    return (f'<label>kernel {choice("kernel", kernels)}</label> <label>K {choice("K", Ks)}</label> '
+            '<label><input type="checkbox" name="same"> x<sub>t</sub> = x<sub>0</sub></label> '
+            f'<label style="flex:1;display:flex;gap:.4rem;white-space:nowrap">t = 1 <input type="range" name="t" min="1" max="{T}" value="{t}" '
+            f'aria-label="time t, 1 to {T}" style="flex:1;min-width:6rem"> {T}</label>')
+
+def _svg(table: dict, t: int, n: int, words: str) -> str:
+    "The first state of the figure."
+    q, (x0, x_t) = table['q'][0][t - 1], (34 + 480 * (table[k] + 0.5) / len(table['q'][0][0]) for k in ('x0', 'x_t'))
+    lines = ''.join(f'<path d="M34 {y}H514" stroke="#ccc"/><text x="18" y="{y + 4}">{p}</text>' for p, y in ((0, 152), (0.5, 84), (1, 16)))
+    marks = ''.join(f'<text {data} x="{x:.1f}" y="{y}" fill="{COLORS[role]}" font-weight="bold">x<tspan dy="3" font-size="8">{sub}</tspan></text>'
+                    for data, x, y, role, sub in (('data-x0', x0, 181, 'clean', 0), ('data-xt', x_t, 195, 'ink', 't')))
+    label = html.escape(words + ': ' + ', '.join(f'{i} has {p / 1000}' for i, p in enumerate(q) if p > 4))
+    return (f'<svg viewBox="0 0 520 202" role="img" aria-label="{label}" style="width:100%;max-width:720px;display:block" '
+            f'font-family="sans-serif" font-size="10" fill="#333" text-anchor="middle">{lines}{_bars(q, n)}{marks}</svg>')
+
+# %% ../nbs/03_viz.ipynb #46f89ac7
+def posterior_slider(
+    kernels: dict, # name: function of K that returns a categorical process; the same T for all
+    Ks: tuple = (4, 8, 12, 16), # numbers of classes to choose from
+) -> str: # html that stands on its own
+    "Bars of q(x_{t-1} | x_t, x_0), controls for t, K, kernel and x_t, as html for notebooks and static pages. Raises ShapeError, DataError."
+    processes = {name: {K: make(K) for K in Ks} for name, make in kernels.items()}
+    Ts = {process.T for row in processes.values() for process in row.values()}
+    if len(Ts) != 1: raise ShapeError(f'the processes have T = {sorted(Ts)}; one slider needs one T, and at least one kernel')
+    T, tables = Ts.pop(), {name: {K: posterior_table(process) for K, process in row.items()} for name, row in processes.items()}
+    t, name = (T + 1) // 2, next(iter(kernels))
+    table = tables[name][Ks[0]]
+    words = f'q(x_{t - 1} | x_{t} = {"mask" if table["mask"] else table["x_t"]}, x_0 = {table["x0"]}), {name}, K = {Ks[0]}'
+    return (f'<figure style="background:#fff;color:#333;color-scheme:light;padding:.6rem;border-radius:.375rem;max-width:740px" '
+            f'data-tables="{html.escape(json.dumps(tables, separators=(",", ":")))}" oninput="{html.escape(_MOVE_BARS)}">'
+            f'<div style="display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;align-items:center">{_controls(kernels, Ks, T, t)}</div>'
+            f'{_svg(table, t, max(Ks), words)}<output>{html.escape(words)}</output></figure>')
