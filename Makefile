@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test docs run readme clean
+.PHONY: help setup test docs run readme pages clean
 BIN := .venv/bin
 
 help:  ## list the targets
@@ -20,6 +20,10 @@ run: setup  ## execute a notebook and keep its outputs: make run NB=nbs/07_d3pm.
 
 readme:  ## write README.md from nbs/index.ipynb
 	@python3 tools/readme.py
+
+pages: setup  ## write nbs/exercises/ from nbs/solutions/, and nbs/91_equations.ipynb from docstrings and check labels
+	@$(BIN)/python tools/exercises.py
+	@$(BIN)/python tools/equations.py
 
 clean:  ## remove the rendered site, builds and caches; .venv stays
 	@rm -rf _proc _docs _site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
