@@ -126,8 +126,8 @@ def absorbing_kl(
 ) -> Tensor: # (B, ...) nats
     "KL of the two posteriors under absorbing noise, position by position: -w log p(x_0) on the blanks (U6)."
     blank = (x_t == logits_x0.shape[-1] - 1).flatten().nonzero().squeeze(1)
-    logits, right = logits_x0[..., :-1].flatten(0, -2).index_select(0, blank), x0.flatten().index_select(0, blank).long()
-    nll = F.cross_entropy(logits, right, reduction='none')
+    logits, right = logits_x0.flatten(0, -2).index_select(0, blank), x0.flatten().index_select(0, blank).long()
+    nll = F.cross_entropy(logits.index_fill_(1, blank.new_tensor([logits.shape[1] - 1]), -math.inf), right, reduction='none')
     return w.to(nll) * nll.new_zeros(x_t.numel()).index_copy(0, blank, nll).view(x_t.shape)
 
 def check_reachable(
@@ -369,7 +369,7 @@ class NearestNeighbour(Walk):
         every, size = torch.arange(self.K, device=s.device)[None], max(1, 2 ** 22 // self.K ** 2)
         return torch.cat([q @ self.log_row(every.expand(len(u), -1), 0 * u, u).exp() for q, u in zip(p.split(size), s.split(size))])
 
-# %% ../nbs/07_d3pm.ipynb #44bd0ba4
+# %% ../nbs/07_d3pm.ipynb #f7144f31
 def logistic_logits(
     mu: Tensor, # (...) place on the scale where level 0 is -1 and level K-1 is 1
     log_scale: Tensor, # (...) log of the logistic's scale, in the same unit
@@ -381,7 +381,7 @@ def logistic_logits(
     half_h = (-log_scale[..., None]).exp() / (2 * (K - 1))
     return -sum(torch.logaddexp(x, -x) for x in (half_a + half_h, half_a - half_h))
 
-# %% ../nbs/07_d3pm.ipynb #57e27a1d
+# %% ../nbs/07_d3pm.ipynb #26f526e3
 def hybrid_loss(
     process: Process, # one whose network returns logits of x_0
     out: Tensor, # (B, ..., K) the network's logits
@@ -405,7 +405,7 @@ def hybrid(
     mixed.loss = lambda out, x0, x_t, t: hybrid_loss(process, out, x0, x_t, t, weight)
     return mixed
 
-# %% ../nbs/07_d3pm.ipynb #4eece6ef
+# %% ../nbs/07_d3pm.ipynb #d71e1c34
 def terminal_tv(
     process: Categorical, # any
 ) -> float: # 0..1
@@ -429,7 +429,7 @@ def calibrate(
         low, high = (mid, high) if terminal_tv(make(mid)) > target else (low, mid)
     return make(high)
 
-# %% ../nbs/07_d3pm.ipynb #969875de
+# %% ../nbs/07_d3pm.ipynb #fe9ab599
 def information(
     Q: Tensor, # (..., K, K) q(x_t = column | x_0 = row), float64
     p_x0: Tensor, # (K,) distribution of x_0
@@ -438,7 +438,7 @@ def information(
     m = p_x0 @ Q
     return (torch.xlogy(Q, Q).sum(-1) * p_x0).sum(-1) - torch.xlogy(m, m).sum(-1)
 
-# %% ../nbs/07_d3pm.ipynb #fc31848c
+# %% ../nbs/07_d3pm.ipynb #94e5e8ac
 def information_schedule(
     kernel, # kernel(schedule) -> (T+1, K, K) one-step matrices
     p_x0: Tensor, # (K,) distribution of x_0; 0 at a mask

@@ -128,7 +128,9 @@ def log_share(
     r: Tensor, # (B, 1, ...) float64, above 0, inf allowed
 ) -> Tensor: # (B, ...) nats, at most 0
     "log of (1 + r p) / (1 + r), for r = inf log p itself (K18)."
-    return torch.logaddexp(log_p - torch.log1p(1 / r).to(log_p), -torch.log1p(r).to(log_p))
+    noise = 1 / (1 + r)
+    share = torch.log((1 - noise).to(log_p) * log_p.exp() + torch.where(noise == 0, 1., noise).to(log_p))
+    return torch.where(noise == 0, log_p, share)
 
 # %% ../nbs/06_multinomial.ipynb #b5da7973
 def uniform_kl(
@@ -143,24 +145,25 @@ def uniform_kl(
     r_s, r_t = (K * b / (1 - b) for b in (alpha_bar_s, alpha_bar_t))
     r = torch.where(r_s.isinf(), r_t, r_s)
     S, log_p_x0, log_p_x_t = log_sums(logits, r, x0, x_t)
-    return torch.where(x_t == x0, _agree(S, log_p_x0, r_s, r_t, r, *three_values(True, a, alpha_bar_s, K)[::2], K),
-                       _differ(S, log_p_x0, log_p_x_t, r_s, r_t, r, *three_values(False, a, alpha_bar_s, K), K))
+    p_x0, p_x_t = log_p_x0.exp(), log_p_x_t.exp()
+    u = torch.log1p(r.to(logits) * p_x0)
+    return torch.where(x_t == x0, _agree(S - u, log_p_x0, p_x0, r_s, r_t, r, *three_values(True, a, alpha_bar_s, K)[::2], K),
+                       _differ(S - u, log_p_x0, p_x_t, r_s, r_t, r, *three_values(False, a, alpha_bar_s, K), K))
 
-# %% ../nbs/06_multinomial.ipynb #c815cdd3
-def _agree(S, log_p, r_s, r_t, r, q_x0, q_other, K):
-    "The KL where x_t = x_0; log_p of that class."
-    p, f = log_p.exp(), lambda x: x.to(log_p)
-    share_t, u = log_share(log_p, r_t), torch.log1p(f(r) * p)
-    gain_at_1 = torch.logaddexp(-torch.log1p(1 / r_t).to(log_p), -torch.log1p(r_t).to(log_p) - log_p)
-    gain = torch.where(r_s.isinf(), gain_at_1, torch.log1p(f((r - r_t) / (1 + r_t)) * -torch.expm1(log_p) / (1 + f(r) * p)))
-    return f((K - 1) * q_other) * share_t + f(q_x0) * gain - f(q_other) * (S - u)
+# %% ../nbs/06_multinomial.ipynb #07384a04
+def _agree(S_but_x0, log_p, p, r_s, r_t, r, q_x0, q_other, K):
+    "The KL where x_t = x_0; p of that class."
+    f = lambda x: x.to(p)
+    at_1 = torch.logaddexp(f(-torch.log1p(1 / r_t)), f(-torch.log1p(r_t)) - log_p)
+    gain = torch.where(r_s.isinf(), at_1, torch.log1p(f((r - r_t) / (1 + r_t)) * (1 - p) / (1 + f(r) * p)))
+    return f((K - 1) * q_other) * log_share(log_p, r_t) + f(q_x0) * gain - f(q_other) * S_but_x0
 
-def _differ(S, log_p_x0, log_p_x_t, r_s, r_t, r, q_x0, q_x_t, q_other, K):
+def _differ(S_but_x0, log_p_x0, p_x_t, r_s, r_t, r, q_x0, q_x_t, q_other, K):
     "The KL where x_t is not x_0."
-    p_x_t, f = log_p_x_t.exp(), lambda x: x.to(log_p_x0)
-    u_x0, u_x_t = torch.log1p(f(r) * log_p_x0.exp()), torch.log1p(f(r) * p_x_t)
+    f = lambda x: x.to(p_x_t)
+    u_x_t = torch.log1p(f(r) * p_x_t)
     seen = f(q_x0 + (K - 2) * q_other) * u_x_t - torch.log1p(f(r - r_t) * p_x_t / (1 + f(r_t) * p_x_t))
-    return seen - f(q_x0) * log_share(log_p_x0, r_s) - f(q_other) * (S - u_x0 - u_x_t)
+    return seen - f(q_x0) * log_share(log_p_x0, r_s) - f(q_other) * (S_but_x0 - u_x_t)
 
 # %% ../nbs/06_multinomial.ipynb #17c94cc9
 def keep_or_redraw(
