@@ -95,20 +95,19 @@ class LogSums(torch.autograd.Function):
     "Sum over k of log(1 + r p_k), log p_a and log p_b, for p = softmax(logits) along the last axis, which stays with length 1 (K18)."
     @staticmethod
     def forward(ctx, logits, r, a, b):
-        top = logits.amax(-1, keepdim=True)
-        e = (logits - top).exp_()
-        Z = e.sum(-1, keepdim=True)
-        ctx.save_for_backward(e, Z, r, a, b)
-        log_p_a, log_p_b = (logits.gather(-1, x) - top - Z.log() for x in (a, b))
-        u = torch.mul(e, r / Z, out=None if ctx.needs_input_grad[0] else e)
+        log_p = logits.log_softmax(-1)
+        log_p_a, log_p_b = (log_p.gather(-1, x) for x in (a, b))
+        p = log_p.exp_()
+        ctx.save_for_backward(p, r, a, b)
+        u = torch.mul(p, r, out=None if ctx.needs_input_grad[0] else p)
         return u.add_(1).log_().sum(-1, keepdim=True), log_p_a, log_p_b
     @staticmethod
     @once_differentiable
     def backward(ctx, d_S, d_a, d_b):
-        e, Z, r, a, b = ctx.saved_tensors
-        v = (e * (r / Z)).add_(1).reciprocal_()
-        d = d_S * (r / Z) * torch.einsum('...k,...k->...', e, v)[..., None] + d_a + d_b
-        grad = v.mul_(d_S * r / Z).sub_(d / Z).mul_(e)
+        p, r, a, b = ctx.saved_tensors
+        v = (p * r).add_(1).reciprocal_()
+        d = d_S * r * torch.einsum('...k,...k->...', p, v)[..., None] + d_a + d_b
+        grad = v.mul_(d_S * r).sub_(d).mul_(p)
         return grad.scatter_add_(-1, a, d_a).scatter_add_(-1, b, d_b), None, None, None
 
 # %% ../nbs/06_multinomial.ipynb #0989d300
