@@ -38,8 +38,10 @@ def check_t(
     "Raise DtypeError, ShapeError or TimeError unless `t` holds integer times within `low`..T."
     if t.dtype not in INTEGERS: raise DtypeError(f't has dtype {t.dtype}; times are integers {low}..{T}: use t.long()')
     if t.ndim != 1: raise ShapeError(f't has shape {tuple(t.shape)}; give one time per example, shape (B,)')
-    if t.numel() and (int(t.min()) < low or int(t.max()) > T):
-        raise TimeError(f't spans {int(t.min())}..{int(t.max())}, allowed is {low}..{T}: entry 0 is the clean data, T the last step')
+    if t.numel() == 0: return
+    first, last = torch.stack(t.aminmax()).tolist()
+    if first < low or last > T:
+        raise TimeError(f't spans {first}..{last}, allowed is {low}..{T}: entry 0 is the clean data, T the last step')
 
 # %% ../nbs/00_core.ipynb #c27850a0
 def check_classes(
@@ -50,8 +52,9 @@ def check_classes(
     "Raise DtypeError, DataError or ClassError unless `x` holds integer classes 0..K-1."
     if x.dtype not in INTEGERS: raise DtypeError(f'{name} has dtype {x.dtype}; classes are integers 0..{K-1}: use {name}.long()')
     if x.numel() == 0: raise DataError(f'{name} is empty, shape {tuple(x.shape)}; at least one example with one position is needed')
-    if int(x.min()) < 0 or int(x.max()) >= K:
-        raise ClassError(f'{name} spans {int(x.min())}..{int(x.max())}, allowed is 0..{K-1} for K = {K}: reduce the levels or raise K')
+    first, last = torch.stack(x.aminmax()).tolist()
+    if first < 0 or last >= K:
+        raise ClassError(f'{name} spans {first}..{last}, allowed is 0..{K-1} for K = {K}: reduce the levels or raise K')
 
 # %% ../nbs/00_core.ipynb #831eba00
 def check_logits(
@@ -206,10 +209,11 @@ def parts(
     return x if isinstance(x, tuple) else (x,)
 
 def rows(
-    x, # a tensor, or a tuple of tensors with the same batch size
+    x, # a tensor, or a tuple or dict of tensors with the same batch size
     i, # index or slice into the batch
 ): # the same structure
     "Some of the examples, the same ones of every part."
+    if isinstance(x, dict): return {name: part[i] for name, part in x.items()}
     return tuple(part[i] for part in x) if isinstance(x, tuple) else x[i]
 
 # %% ../nbs/00_core.ipynb #b97cde60
@@ -221,7 +225,8 @@ def elbo(
     n_t: int | None = None, # times drawn per example, 1..T; None takes every t
     generator: torch.Generator | None = None, # on x0's device
     batch_size: int = 512, # examples per call of the network, for memory
-) -> dict: # nats per example `L_T`, `L_t` (T+1,), `L_0`, `total`, `total_se`; and `bits_per_dim`, `bits_per_dim_se`
+    cond: dict | None = None, # what else the network reads, name: (B, ...) tensor
+) -> dict: # nats: `L_T`, `L_t` (T+1,), `L_0`, `total`, `total_se`, `each` (B,); and `bits_per_dim`, `bits_per_dim_se`
     "The negative ELBO of held-out data, every t or by strata, with its standard error over the examples (K6, A9). Raises TimeError, DataError."
     T, n_t = process.T, process.T if n_t is None else n_t
     if not (N := len(parts(x0)[0])): raise DataError('x0 is empty: there is nothing to take a bound of')
@@ -229,11 +234,10 @@ def elbo(
     L_T = process.L_T(x0).double()
     total, L_t, count = L_T.clone(), L_T.new_zeros(T + 1), L_T.new_zeros(T + 1)
     for i, j in tqdm([(i, j) for i in range(0, N, batch_size) for j in range(n_t)], desc='elbo', delay=5, leave=False):
-        x = rows(x0, slice(i, i + batch_size))
+        x, given = (rows(y, slice(i, i + batch_size)) for y in (x0, cond or {}))
         u = torch.rand(len(parts(x)[0]), generator=generator, device=L_T.device, dtype=torch.float64)
-        t = 1 + ((j + u) * T / n_t).long().clamp(T * j // n_t, T - 1)
-        x_t = process.q_sample(x, t, generator)
-        L = process.L_t(model(x_t, t), x, x_t, t).double()
+        x_t = process.q_sample(x, t := 1 + ((j + u) * T / n_t).long().clamp(T * j // n_t, T - 1), generator)
+        L = process.L_t(model(x_t, t, **given), x, x_t, t).double()
         total[i:i + batch_size] += L * (T / n_t)
         L_t.index_add_(0, t, L), count.index_add_(0, t, torch.ones_like(L))
     return _summary(total, L_T, L_t / count, sum(part[0].numel() for part in parts(x0)))
@@ -244,7 +248,7 @@ def _summary(total, L_T, L_t, D):
     L_t[0] = 0
     nats = total.mean().item()
     se = total.std().item() / len(total) ** 0.5 if len(total) > 1 else math.nan
-    return dict(L_T=L_T.mean().item(), L_t=L_t, L_0=L_t[1].item(), total=nats, total_se=se,
+    return dict(L_T=L_T.mean().item(), L_t=L_t, L_0=L_t[1].item(), total=nats, total_se=se, each=total,
                 bits_per_dim=nats / (D * math.log(2)), bits_per_dim_se=se / (D * math.log(2)))
 
 # %% ../nbs/00_core.ipynb #cbe5cbdd
