@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREDICT', 'VARIANCE', 'ROOT2', 'to_levels', 'to_classes', 'jump', 'log_normal', 'posterior', 'gaussian_kl',
-           'prior_kl', 'target_line', 'target_weight', 'predicted_x0', 'simple_loss', 'reverse_variance', 'hazard',
+           'prior_kl', 'target_line', 'predicted_x0', 'target_weight', 'simple_loss', 'reverse_variance', 'hazard',
            'LogPhi', 'LogInterval', 'log_bin', 'checked_levels', 'GaussianNoise', 'reverse_step', 'check_choices',
            'Gaussian', 'level_loss', 'path_log_weights', 'bayes_network', 'quadrature_log_p', 'quadrature_elbo']
 
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from .core import (ClassError, DiscdiffError, DtypeError, Process, Schedule, ScheduleError, ShapeError, TimeError, at,
                               check_classes, check_finite)
 
-# %% ../nbs/05_gaussian.ipynb #a3bb55d0
+# %% ../nbs/05_gaussian.ipynb #1a40a633
 def to_levels(
     x0: Tensor, # (...) integer classes 0..K-1
     K: int, # number of levels
@@ -31,7 +31,7 @@ def to_classes(
     "The nearest level of each number. Raises NotFiniteError."
     return ((check_finite(x, 'x').double() + 1) * (K - 1) / 2).round().clamp(0, K - 1).long()
 
-# %% ../nbs/05_gaussian.ipynb #d78d494a
+# %% ../nbs/05_gaussian.ipynb #3c65e928
 def jump(
     schedule: Schedule, # noise levels
     s: Tensor, # (B,) integer times 0..t
@@ -50,7 +50,7 @@ def log_normal(
     "The log-density of N(mu, var) at x, number by number (K1)."
     return -((x - mu) ** 2 / var + (2 * math.pi * var.double()).log()) / 2
 
-# %% ../nbs/05_gaussian.ipynb #41d9f920
+# %% ../nbs/05_gaussian.ipynb #79420564
 def posterior(
     schedule: Schedule, # noise levels
     s: Tensor, # (B,) integer times 0..t-1
@@ -63,7 +63,7 @@ def posterior(
     var_t = jump(schedule, 0 * t, t, ndim)[1]
     return scale_s * var_ts / var_t, scale_ts * var_s / var_t, var_s * var_ts / var_t
 
-# %% ../nbs/05_gaussian.ipynb #279c88fb
+# %% ../nbs/05_gaussian.ipynb #0ba12c53
 def gaussian_kl(
     gap: Tensor, # (...) mean of q minus mean of p
     var_q: Tensor, # (...) variance of q, above 0
@@ -73,7 +73,6 @@ def gaussian_kl(
     ratio = var_q / var_p
     return (gap ** 2 / var_p + ratio - 1 - ratio.log()) / 2
 
-# %% ../nbs/05_gaussian.ipynb #d736d03c
 def prior_kl(
     x: Tensor, # (...) clean levels within -1..1
     alpha_bar_T: Tensor, # () what is left at T, 0..1
@@ -81,7 +80,7 @@ def prior_kl(
     "KL(q(x_T | x_0) || N(0, 1)), number by number (K7)."
     return (alpha_bar_T * (x ** 2 - 1) - torch.log1p(-alpha_bar_T)) / 2
 
-# %% ../nbs/05_gaussian.ipynb #be13e054
+# %% ../nbs/05_gaussian.ipynb #016d56da
 PREDICT = ('eps', 'x0', 'v', 'mean')
 
 def target_line(
@@ -95,17 +94,6 @@ def target_line(
     if predict == 'mean': return posterior(schedule, t - 1, t, ndim)[:2]
     return {'x0': (torch.ones_like(var), 0 * var), 'eps': (-scale / var.sqrt(), var.rsqrt()), 'v': (-var.rsqrt(), scale / var.sqrt())}[predict]
 
-# %% ../nbs/05_gaussian.ipynb #e623e002
-def target_weight(
-    schedule: Schedule, # noise levels
-    predict: str, # one of PREDICT
-    t: Tensor, # (B,) integer times 2..T
-    var_p: Tensor, # (B,) variance of the model's step
-) -> Tensor: # (B,) float64, nats per squared error
-    "What a squared error of 1 in the prediction costs in the bound: w_0^2 / (2 var u^2) (K10)."
-    return posterior(schedule, t - 1, t, 1)[0] ** 2 / (2 * var_p * target_line(schedule, predict, t, 1)[0] ** 2)
-
-# %% ../nbs/05_gaussian.ipynb #ed6f2abe
 def predicted_x0(
     process: Process, # a Gaussian; says what is predicted
     out: Tensor, # (B, ..., channels) the network's answer
@@ -115,6 +103,16 @@ def predicted_x0(
     "x_0 from what the network predicts, whatever that is (K9, K10)."
     u, w = target_line(process.schedule, process.predict, t, x_t.ndim)
     return (out[..., 0].double() - w * x_t) / u
+
+# %% ../nbs/05_gaussian.ipynb #54fc68a0
+def target_weight(
+    schedule: Schedule, # noise levels
+    predict: str, # one of PREDICT
+    t: Tensor, # (B,) integer times 2..T
+    var_p: Tensor, # (B,) variance of the model's step
+) -> Tensor: # (B,) float64, nats per squared error
+    "What a squared error of 1 in the prediction costs in the bound: w_0^2 / (2 var u^2) (K10)."
+    return posterior(schedule, t - 1, t, 1)[0] ** 2 / (2 * var_p * target_line(schedule, predict, t, 1)[0] ** 2)
 
 def simple_loss(
     process: Process, # a Gaussian; says what is predicted
@@ -127,7 +125,7 @@ def simple_loss(
     u, w = target_line(process.schedule, process.predict, t, x_t.ndim)
     return check_finite((u * to_levels(x0, process.K) + w * x_t - out[..., 0].double()).square().flatten(1).sum(-1), 'the loss')
 
-# %% ../nbs/05_gaussian.ipynb #34e915f5
+# %% ../nbs/05_gaussian.ipynb #dcd5722b
 VARIANCE = ('posterior', 'beta', 'learned')
 
 def reverse_variance(
@@ -146,7 +144,7 @@ def reverse_variance(
     if variance == 'learned': return torch.lerp(low.log(), beta.log(), logit.double().sigmoid()).exp()
     return low if variance == 'posterior' else torch.where(last, decoder, beta)
 
-# %% ../nbs/05_gaussian.ipynb #63fe8980
+# %% ../nbs/05_gaussian.ipynb #48ab41e1
 ROOT2 = 2 ** 0.5
 
 def hazard(
@@ -165,7 +163,7 @@ class LogPhi(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad): return grad * hazard(ctx.saved_tensors[0])
 
-# %% ../nbs/05_gaussian.ipynb #e325dc20
+# %% ../nbs/05_gaussian.ipynb #0bb1f852
 class LogInterval(torch.autograd.Function):
     "log(Phi(c + h) - Phi(c - h)) for h > 0, without cancellation, with its gradients (K12)."
     @staticmethod
@@ -187,7 +185,7 @@ class LogInterval(torch.autograd.Function):
         density = torch.where(near, (-(left + h) ** 2 / 2 - log_P).exp() / (2 * math.pi) ** 0.5, hazard(x) / -torch.expm1(-d))
         return -c.sign() * -torch.expm1(2 * left * h) * density * grad, (1 + (2 * left * h).exp()) * density * grad
 
-# %% ../nbs/05_gaussian.ipynb #16845548
+# %% ../nbs/05_gaussian.ipynb #f0edee0f
 def log_bin(
     x0: Tensor, # (...) integer classes 0..K-1
     K: int, # number of levels
@@ -198,7 +196,7 @@ def log_bin(
     c, h = (to_levels(x0, K).to(mean) - mean) / std, (1 / ((K - 1) * std)).expand_as(mean)
     return torch.where(x0 == 0, LogPhi.apply(c + h), torch.where(x0 == K - 1, LogPhi.apply(h - c), LogInterval.apply(c, h)))
 
-# %% ../nbs/05_gaussian.ipynb #4edc0d91
+# %% ../nbs/05_gaussian.ipynb #dc49da75
 def checked_levels(
     process: Process, # whose T, K and channels count
     x_t: Tensor | None, # (B, ...) floats, or None where only x0 is given
@@ -219,7 +217,7 @@ def checked_levels(
         raise ShapeError(f'the output has shape {tuple(out.shape)}; for this x_t it must be {(*x_t.shape, process.channels)}, channels last')
     return process.earlier(t, s)
 
-# %% ../nbs/05_gaussian.ipynb #3f827598
+# %% ../nbs/05_gaussian.ipynb #8520838f
 class GaussianNoise(Process):
     "The forward half: Gaussian noise on K ordered levels, and its posterior (K1, K4, K5, K7)."
     K: int; schedule: Schedule
@@ -239,7 +237,7 @@ class GaussianNoise(Process):
         check_classes(x0, self.K)
         return prior_kl(self.levels(x0), self.schedule.alpha_bar[-1].to(x0.device)).flatten(1).sum(-1)
 
-# %% ../nbs/05_gaussian.ipynb #3898afcf
+# %% ../nbs/05_gaussian.ipynb #2384be14
 def reverse_step(
     mu_p: Tensor, # (B, ...) float64
     var_p: Tensor, # broadcastable to mu_p
@@ -254,7 +252,7 @@ def reverse_step(
     noise = torch.randn(mu_p.shape, generator=generator, device=mu_p.device)
     return (mu_p + var_p.sqrt() * noise).to(x_t.dtype)
 
-# %% ../nbs/05_gaussian.ipynb #e7036af7
+# %% ../nbs/05_gaussian.ipynb #0edb5bdf
 def check_choices(
     K: int, # levels, at least 2
     schedule: Schedule, # every beta[t] above 0; alpha_bar[T] above 0 too if eps is predicted
@@ -269,7 +267,7 @@ def check_choices(
     if not target_line(schedule, predict, torch.arange(1, schedule.T + 1), 1)[0].all():
         raise ScheduleError('alpha_bar[T] is 0: x_T is all noise, and x_0 cannot be found from eps there; predict v or x0, or end above 0')
 
-# %% ../nbs/05_gaussian.ipynb #5f3695c2
+# %% ../nbs/05_gaussian.ipynb #2e976bcc
 class Gaussian(GaussianNoise):
     "Gaussian diffusion of K levels; the network returns `channels` numbers per entry (Ho et al. 2020; K1, K5, K6, K13, D2). Raises as check_choices."
     def __init__(self,
@@ -294,7 +292,7 @@ class Gaussian(GaussianNoise):
     def step(self, out, x_t, t, s=None, generator=None):
         return reverse_step(*self.p_posterior(out, x_t, t, s), self.earlier(t, s), x_t, self.K, generator)
 
-# %% ../nbs/05_gaussian.ipynb #dfe88c8a
+# %% ../nbs/05_gaussian.ipynb #d63773b3
 def level_loss(
     process: Process, # a Gaussian; says what is predicted, and the variance
     out: Tensor, # (B, ..., channels) the network's answer
@@ -314,7 +312,7 @@ def level_loss(
         L = L.index_put((first,), -log_bin(x0[first], process.K, x0_hat[first], std))
     return check_finite(L.flatten(1).sum(-1), 'L_t')
 
-# %% ../nbs/05_gaussian.ipynb #51cb982e
+# %% ../nbs/05_gaussian.ipynb #964b21ca
 @torch.no_grad()
 def path_log_weights(
     process: Gaussian, # under test
@@ -333,7 +331,7 @@ def path_log_weights(
         total, x_s = total + back - log_normal(x_t, scale * x_s, var).flatten(1).sum(-1), x_t
     return total + log_normal(x_s, torch.zeros_like(x_s), torch.ones_like(x_s)).flatten(1).sum(-1)
 
-# %% ../nbs/05_gaussian.ipynb #6a81a74c
+# %% ../nbs/05_gaussian.ipynb #652af691
 def bayes_network(
     process: Gaussian, # of any prediction and variance
     p_x0: Tensor, # (K,) how often each level occurs, float64
@@ -352,7 +350,7 @@ def bayes_network(
         return torch.stack([u * x0_hat + w * x_t, share.logit()], -1)
     return model
 
-# %% ../nbs/05_gaussian.ipynb #337108ca
+# %% ../nbs/05_gaussian.ipynb #0d0f5f11
 @torch.no_grad()
 def quadrature_log_p(
     process: Gaussian, # under test
@@ -372,7 +370,7 @@ def quadrature_log_p(
     L_0 = torch.stack([process.L_t(model(x, t), torch.full_like(x, k, dtype=torch.long), x, t) for k in range(K)])
     return (dx * (-L_0).exp() @ p).log()
 
-# %% ../nbs/05_gaussian.ipynb #2b1457ed
+# %% ../nbs/05_gaussian.ipynb #bc3d5648
 @torch.no_grad()
 def quadrature_elbo(
     process: Gaussian, # under test
