@@ -23,7 +23,7 @@ from .core import (ClassError, DataError, Process, Schedule, ScheduleError, Shap
                               check_logits, kl_categorical)
 from .multinomial import Categorical, checked_step, keep_or_redraw, kept
 
-# %% ../nbs/07_d3pm.ipynb #3fcd47f5
+# %% ../nbs/07_d3pm.ipynb #d9b736a5
 def uniform_Q(
     schedule: Schedule, # noise levels
     K: int, # number of classes
@@ -47,7 +47,7 @@ def log_q_path(
     "The log-probability of a noising path, one entry of Q_t per step (D3)."
     return sum(Q[t][path[..., t - 1], path[..., t]].log() for t in range(1, len(Q)))
 
-# %% ../nbs/07_d3pm.ipynb #db3cdfdd
+# %% ../nbs/07_d3pm.ipynb #0f3c7d69
 def Q_bar(
     Q: Tensor, # (T+1, K, K) one-step matrices, Q[0] = I
 ) -> Tensor: # (T+1, K, K) q(x_t = column | x_0 = row)
@@ -66,7 +66,7 @@ def matrix_posterior(
     bar = Q_bar(Q)
     return Q[t].T[x_t] * bar[t - 1][x0] / bar[t][x0, x_t][:, None]
 
-# %% ../nbs/07_d3pm.ipynb #e8e81d29
+# %% ../nbs/07_d3pm.ipynb #e3626626
 def matrix_step(
     answer: Tensor, # (K, K) row x_t: the network's distribution over x_0
     t: int, # time, 1..T
@@ -85,7 +85,7 @@ def matrix_likelihood(
     for step in steps[1:].flip(0): prior = prior @ step
     return prior
 
-# %% ../nbs/07_d3pm.ipynb #54e02f1c
+# %% ../nbs/07_d3pm.ipynb #b50aff41
 def matrix_elbo(
     x0: Tensor, # () one clean class
     steps: Tensor, # (T+1, K, K) reverse steps, row x_t, column x_{t-1}; entry 0 unused
@@ -100,7 +100,7 @@ def matrix_elbo(
         L = L + bar[t][x0] @ kl
     return L - bar[1][x0] @ steps[1][:, x0].log()
 
-# %% ../nbs/07_d3pm.ipynb #27be0f54
+# %% ../nbs/07_d3pm.ipynb #b0673348
 def log_mask_jump(
     x_s: Tensor, # classes, any shape that broadcasts
     x_t: Tensor, # classes, any shape that broadcasts
@@ -117,7 +117,7 @@ def reveal_probability(
     "The chance that a position masked at t was visible at s: (alpha_bar_s - alpha_bar_t) / (1 - alpha_bar_t) (K19, U6)."
     return (alpha_bar_s - alpha_bar_t) / (1 - alpha_bar_t)
 
-# %% ../nbs/07_d3pm.ipynb #09ca4c16
+# %% ../nbs/07_d3pm.ipynb #be00919d
 def absorbing_kl(
     logits_x0: Tensor, # (B, ..., K) the network's logits; the mask's is ignored
     x0: Tensor, # (B, ...) clean classes, no mask
@@ -139,7 +139,7 @@ def check_reachable(
     off = (x_t != x0) & (x_t != mask_id)
     if off.any(): raise ClassError(f'{int(off.sum())} positions of x_t are neither x0 nor the mask {mask_id}; absorbing noise cannot produce them')
 
-# %% ../nbs/07_d3pm.ipynb #d44959c7
+# %% ../nbs/07_d3pm.ipynb #6fde1bca
 def log_reveal(
     log_p_x0: Tensor, # (B, ..., K) log-probabilities of x_0, -inf at the mask
     x_t: Tensor, # (B, ...) noisy classes
@@ -158,7 +158,7 @@ def no_mask(
     "Clean data holds no mask, whatever the network says of it."
     return torch.where(torch.arange(logits_x0.shape[-1], device=logits_x0.device) == logits_x0.shape[-1] - 1, -math.inf, logits_x0)
 
-# %% ../nbs/07_d3pm.ipynb #8b8f437b
+# %% ../nbs/07_d3pm.ipynb #87f362a7
 class MaskJumps(Categorical):
     "Row, column, mix and prior of absorbing noise; mask_id = K - 1 (K19). Raises ScheduleError, ClassError."
     def __init__(self, K: int, schedule: Schedule): # K >= 2 classes, the mask included; alpha_bar[T] = 0
@@ -176,9 +176,12 @@ class MaskJumps(Categorical):
     def log_prior(self): return torch.where(torch.arange(self.K) == self.mask_id, 0., -math.inf).double()
     def prior(self, shape, generator=None): return torch.full(shape, self.mask_id, device=generator.device if generator else None)
 
-# %% ../nbs/07_d3pm.ipynb #88eb530d
+# %% ../nbs/07_d3pm.ipynb #f29e4f50
 class Absorbing(MaskJumps):
     "Absorbing noise: each step masks a class with probability beta_t; mask_id = K - 1 (K19, U6). Raises ScheduleError, ClassError."
+    def __init__(self, K: int, schedule: Schedule): # K >= 2 classes, the mask included; alpha_bar[T] = 0
+        super().__init__(K, schedule)
+        self.w_one = torch.cat([torch.zeros(1).double(), reveal_probability(schedule.alpha_bar[:-1], schedule.alpha_bar[1:])]) # s = t - 1
     def w(self, s, t, ndim): return reveal_probability(*(at(self.schedule.alpha_bar, u, ndim) for u in (s, t)))
     def q_sample(self, x0, t, generator=None): return keep_or_redraw(self, x0, t, generator)
     def q_posterior(self, x0, x_t, t, s=None):
@@ -190,21 +193,21 @@ class Absorbing(MaskJumps):
         out = check_logits(out, x_t, self.K)
         return check_finite(log_reveal(no_mask(out).log_softmax(-1), x_t, self.w(s, t, x_t.ndim)), 'p_posterior')
     def L_t(self, out, x0, x_t, t):
-        s = checked_step(self, x_t, t, x0=x0)
+        checked_step(self, x_t, t, x0=x0)
         out = check_logits(out, x_t, self.K)
         check_reachable(x0, x_t, self.mask_id)
-        return check_finite(absorbing_kl(out, x0, x_t, self.w(s, t, x0.ndim)).flatten(1).sum(-1), 'L_t')
+        return check_finite(absorbing_kl(out, x0, x_t, at(self.w_one, t, x0.ndim)).flatten(1).sum(-1), 'L_t')
     def L_T(self, x0): check_classes(x0, self.classes); return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
 
-# %% ../nbs/07_d3pm.ipynb #a59e3eb4
+# %% ../nbs/07_d3pm.ipynb #810d8972
 def gaussian_steps(
     schedule: Schedule, # beta is a variance here: of a step, twice over, on levels scaled to [-1, 1]
     K: int, # number of ordered classes
 ) -> tuple: # (T+1, K) log-probability of a jump of n places one way; (T+1, K) of staying at class i; float64
     "Discretized Gaussian steps: a jump that would leave the scale stays (K19)."
     n = torch.arange(K, dtype=torch.float64)
-    log_w = torch.where(n == 0, 0., -4 * n ** 2 / ((K - 1) ** 2 * schedule.beta[:, None]))
-    log_jump = log_w - (2 * log_w.exp().sum(1, keepdim=True) - 1).log()
+    log_g = torch.where(n == 0, 0., -4 * n ** 2 / ((K - 1) ** 2 * schedule.beta[:, None]))
+    log_jump = log_g - (2 * log_g.exp().sum(1, keepdim=True) - 1).log()
     beyond = log_jump.exp().flip(1).cumsum(1).flip(1) - log_jump.exp()
     return log_jump, (log_jump[:, :1].exp() + beyond + beyond.flip(1)).log()
 
@@ -216,7 +219,7 @@ def gaussian_Q(
     (log_jump, log_stay), i = gaussian_steps(schedule, K), torch.arange(K)
     return torch.where(i == i[:, None], log_stay[:, None], log_jump[:, (i - i[:, None]).abs()]).exp()
 
-# %% ../nbs/07_d3pm.ipynb #c368bb48
+# %% ../nbs/07_d3pm.ipynb #782e4901
 def log_product(
     log_p: Tensor, # (n, K) log-probabilities
     log_Q: Tensor, # (K, K) log of a matrix
@@ -233,7 +236,7 @@ def lookup(
     "The rows of a large table that a batch needs; the table itself stays where it is."
     return table[t.to(table.device)].to(t.device)
 
-# %% ../nbs/07_d3pm.ipynb #6f2cd7c5
+# %% ../nbs/07_d3pm.ipynb #83b94286
 class Walk(Categorical):
     "A class wanders, and ends anywhere: flat prior, float64. A subclass adds log_row, log_column, spread and thin (K19)."
     floor = 1e-300 # products of smaller numbers underflow
@@ -252,7 +255,7 @@ class Walk(Categorical):
             mixed[here] = log_product(flat[here], self.log_row(every, 0 * u[None], u[None])[0])
         return torch.where(first[..., None], flat, mixed).reshape(log_p.shape)
 
-# %% ../nbs/07_d3pm.ipynb #4f9f147b
+# %% ../nbs/07_d3pm.ipynb #e49de26e
 class GaussianTable(Walk):
     "Steps and jumps of discretized Gaussian noise: (T+1, K) numbers and half of (T+1, K, K), float64 (K19). Raises ScheduleError."
     def __init__(self, K: int, schedule: Schedule): # K >= 2 ordered classes; beta is a variance here
@@ -278,7 +281,7 @@ class GaussianTable(Walk):
         if s == 0: return torch.cat([self.half[t], self.half[t, :self.K // 2].flip(0, 1)])
         return functools.reduce(torch.matmul, (self.log_step(u).exp() for u in range(s + 1, t + 1)))
 
-# %% ../nbs/07_d3pm.ipynb #593fb540
+# %% ../nbs/07_d3pm.ipynb #d79ea7f3
 class DiscretizedGaussian(GaussianTable):
     "Ordered classes that jump like a Gaussian, scaled with K (Austin et al. 2021, A.2.3; K19). Raises ScheduleError, ClassError."
     def log_of(self, Q, x, s, t): # the log of rows or columns at x, continued below the floor
@@ -304,7 +307,7 @@ class DiscretizedGaussian(GaussianTable):
         half, k = lookup(self.half, s), self.K // 2
         return p[..., :self.K - k] @ half + (p[..., self.K - k:].flip(-1) @ half[:, :k]).flip(-1)
 
-# %% ../nbs/07_d3pm.ipynb #4b85f1d0
+# %% ../nbs/07_d3pm.ipynb #3db8d101
 def knn_graph(
     embeddings: Tensor, # (K, d) one vector per class
     k: int, # neighbours of each class, 1..K-1
@@ -325,7 +328,7 @@ def nearest_Q(
     Q = torch.matrix_exp(-schedule.alpha.where(schedule.alpha > 0, 1).log()[:, None, None] * R)
     return torch.where(schedule.alpha[:, None, None] > 0, Q, 1 / len(A))
 
-# %% ../nbs/07_d3pm.ipynb #95104a9b
+# %% ../nbs/07_d3pm.ipynb #bcdc11f5
 def first_terms(
     A: Tensor, # (K, K) weights of a graph, symmetric
 ) -> tuple: # (K, K) distance d in edges; (K, K) log of [R^d]_ij / d!; (K, K) rho
@@ -344,7 +347,7 @@ def first_terms(
     if (d < 0).any(): raise DataError(f'the graph falls apart: {int((d[0] < 0).sum())} classes cannot be reached from class 0; raise k')
     return d, log_first, rho
 
-# %% ../nbs/07_d3pm.ipynb #95309580
+# %% ../nbs/07_d3pm.ipynb #4518446f
 class NearestNeighbour(Walk):
     "Classes that walk on a k-nearest-neighbour graph (Austin et al. 2021, A.2.4; K19). Raises DataError, ShapeError, ScheduleError."
     trust = 1e-11 # entries of an eigendecomposition below this are rounding
@@ -369,7 +372,7 @@ class NearestNeighbour(Walk):
         every, size = torch.arange(self.K, device=s.device)[None], max(1, 2 ** 22 // self.K ** 2)
         return torch.cat([q @ self.log_row(every.expand(len(u), -1), 0 * u, u).exp() for q, u in zip(p.split(size), s.split(size))])
 
-# %% ../nbs/07_d3pm.ipynb #f7144f31
+# %% ../nbs/07_d3pm.ipynb #275feea0
 def logistic_logits(
     mu: Tensor, # (...) place on the scale where level 0 is -1 and level K-1 is 1
     log_scale: Tensor, # (...) log of the logistic's scale, in the same unit
@@ -381,7 +384,7 @@ def logistic_logits(
     half_h = (-log_scale[..., None]).exp() / (2 * (K - 1))
     return -sum(torch.logaddexp(x, -x) for x in (half_a + half_h, half_a - half_h))
 
-# %% ../nbs/07_d3pm.ipynb #26f526e3
+# %% ../nbs/07_d3pm.ipynb #e8e110bb
 def hybrid_loss(
     process: Process, # one whose network returns logits of x_0
     out: Tensor, # (B, ..., K) the network's logits
@@ -405,7 +408,7 @@ def hybrid(
     mixed.loss = lambda out, x0, x_t, t: hybrid_loss(process, out, x0, x_t, t, weight)
     return mixed
 
-# %% ../nbs/07_d3pm.ipynb #d71e1c34
+# %% ../nbs/07_d3pm.ipynb #9ba3327a
 def terminal_tv(
     process: Categorical, # any
 ) -> float: # 0..1
@@ -429,7 +432,7 @@ def calibrate(
         low, high = (mid, high) if terminal_tv(make(mid)) > target else (low, mid)
     return make(high)
 
-# %% ../nbs/07_d3pm.ipynb #fe9ab599
+# %% ../nbs/07_d3pm.ipynb #ce7048c0
 def information(
     Q: Tensor, # (..., K, K) q(x_t = column | x_0 = row), float64
     p_x0: Tensor, # (K,) distribution of x_0
@@ -438,7 +441,7 @@ def information(
     m = p_x0 @ Q
     return (torch.xlogy(Q, Q).sum(-1) * p_x0).sum(-1) - torch.xlogy(m, m).sum(-1)
 
-# %% ../nbs/07_d3pm.ipynb #94e5e8ac
+# %% ../nbs/07_d3pm.ipynb #423e12e2
 def information_schedule(
     kernel, # kernel(schedule) -> (T+1, K, K) one-step matrices
     p_x0: Tensor, # (K,) distribution of x_0; 0 at a mask
