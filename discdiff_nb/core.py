@@ -230,7 +230,7 @@ def elbo(
     "The negative ELBO of held-out data, every t or by strata, with its standard error over the examples (K6, A9). Raises TimeError, DataError."
     T, n_t = process.T, process.T if n_t is None else n_t
     if not (N := len(parts(x0)[0])): raise DataError('x0 is empty: there is nothing to take a bound of')
-    if not 1 <= n_t <= T: raise TimeError(f'n_t = {n_t}, allowed is 1..{T}; None takes every t')
+    if not isinstance(n_t, int) or not 1 <= n_t <= T: raise TimeError(f'n_t = {n_t!r}, allowed are the integers 1..{T}; None takes every t')
     L_T = process.L_T(x0).double()
     total, L_t, count = L_T.clone(), L_T.new_zeros(T + 1), L_T.new_zeros(T + 1)
     for i, j in tqdm([(i, j) for i in range(0, N, batch_size) for j in range(n_t)], desc='elbo', delay=5, leave=False):
@@ -258,7 +258,7 @@ def step_times(
 ) -> list: # steps + 1 integers from T down to 0
     "The times that a reverse run visits, T first and 0 last (K13). Raises TimeError."
     steps = T if steps is None else steps
-    if not 1 <= steps <= T: raise TimeError(f'steps = {steps}, allowed is 1..{T}: a process of T = {T} has no more steps to take')
+    if not isinstance(steps, int) or not 1 <= steps <= T: raise TimeError(f'steps = {steps!r}, allowed are the integers 1..{T}: T = {T} has no more steps to take')
     return [round(T * (1 - i / steps)) for i in range(steps + 1)]
 
 # %% ../nbs/00_core.ipynb #2fe0d3a9
