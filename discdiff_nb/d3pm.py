@@ -366,13 +366,14 @@ class NearestNeighbour(Walk):
         tau, x = at(self.tau, t, x_s.ndim + 1) - at(self.tau, s, x_s.ndim + 1), x_s.long()
         lam, V, d, log_first, rho = (a.to(x.device) for a in (self.lam, self.V, self.d, self.log_first, self.rho))
         Q = (V[x] * torch.where(lam == 0, 1., (tau * lam).exp())) @ V.T
-        return torch.where(Q > self.trust, Q.log(), log_first[x] + d[x] * tau.log() + tau * rho[x])
+        tail = log_first[x] + d[x] * tau.log() + torch.where(rho[x] > 0, (tau * rho[x]).clamp(min=0).log1p(), tau * rho[x])
+        return torch.where(Q > self.trust, Q.log(), tail.clamp(max=math.log(self.trust)))
     def log_column(self, x_t, s, t): return self.log_row(x_t, s, t)
     def spread(self, p, s): # p Q_bar_s from whole rows, a few examples at a time
         every, size = torch.arange(self.K, device=s.device)[None], max(1, 2 ** 22 // self.K ** 2)
         return torch.cat([q @ self.log_row(every.expand(len(u), -1), 0 * u, u).exp() for q, u in zip(p.split(size), s.split(size))])
 
-# %% ../nbs/07_d3pm.ipynb #275feea0
+# %% ../nbs/07_d3pm.ipynb #2416b0d8
 def logistic_logits(
     mu: Tensor, # (...) place on the scale where level 0 is -1 and level K-1 is 1
     log_scale: Tensor, # (...) log of the logistic's scale, in the same unit
@@ -384,7 +385,7 @@ def logistic_logits(
     half_h = (-log_scale[..., None]).exp() / (2 * (K - 1))
     return -sum(torch.logaddexp(x, -x) for x in (half_a + half_h, half_a - half_h))
 
-# %% ../nbs/07_d3pm.ipynb #e8e110bb
+# %% ../nbs/07_d3pm.ipynb #28030fc6
 def hybrid_loss(
     process: Process, # one whose network returns logits of x_0
     out: Tensor, # (B, ..., K) the network's logits
@@ -408,7 +409,7 @@ def hybrid(
     mixed.loss = lambda out, x0, x_t, t: hybrid_loss(process, out, x0, x_t, t, weight)
     return mixed
 
-# %% ../nbs/07_d3pm.ipynb #9ba3327a
+# %% ../nbs/07_d3pm.ipynb #99cd0edd
 def terminal_tv(
     process: Categorical, # any
 ) -> float: # 0..1
@@ -432,7 +433,7 @@ def calibrate(
         low, high = (mid, high) if terminal_tv(make(mid)) > target else (low, mid)
     return make(high)
 
-# %% ../nbs/07_d3pm.ipynb #ce7048c0
+# %% ../nbs/07_d3pm.ipynb #562c9347
 def information(
     Q: Tensor, # (..., K, K) q(x_t = column | x_0 = row), float64
     p_x0: Tensor, # (K,) distribution of x_0
@@ -441,7 +442,7 @@ def information(
     m = p_x0 @ Q
     return (torch.xlogy(Q, Q).sum(-1) * p_x0).sum(-1) - torch.xlogy(m, m).sum(-1)
 
-# %% ../nbs/07_d3pm.ipynb #423e12e2
+# %% ../nbs/07_d3pm.ipynb #a8c70bf8
 def information_schedule(
     kernel, # kernel(schedule) -> (T+1, K, K) one-step matrices
     p_x0: Tensor, # (K,) distribution of x_0; 0 at a mask
