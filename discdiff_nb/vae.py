@@ -15,7 +15,7 @@ from .core import (DataError, Process, Schedule, ShapeError, check_classes, chec
 from .data import minibatch, pixel_marginals
 from .oracle import Q_between, check_Q, normalize
 
-# %% ../nbs/04_vae.ipynb #9e513eb8
+# %% ../nbs/04_vae.ipynb #c373f8a9
 def elbo_and_gap(
     log_joint: Tensor, # (..., S) log p(x, z) for each of S latents, -inf allowed
     log_q: Tensor, # (..., S) log q(z | x), sums to one, -inf allowed
@@ -27,7 +27,7 @@ def elbo_and_gap(
     check_finite(log_joint, 'log_joint')
     return -kl_categorical(log_q, log_joint), kl_categorical(log_q, log_joint.log_softmax(-1))
 
-# %% ../nbs/04_vae.ipynb #11ce70da
+# %% ../nbs/04_vae.ipynb #794cc687
 def log_normal(
     x: Tensor, # (...) where
     mu: Tensor, # (...) mean
@@ -36,7 +36,7 @@ def log_normal(
     "The log-density of N(mu, exp(log_var)), entry by entry (A2)."
     return -0.5 * ((x - mu) ** 2 * (-log_var).exp() + log_var + math.log(2 * math.pi))
 
-# %% ../nbs/04_vae.ipynb #c0fd40b3
+# %% ../nbs/04_vae.ipynb #e6504a4a
 def kl_diagonal(
     mu_q: Tensor, # (..., Z) means of q
     log_var_q: Tensor, # (..., Z) logarithms of the variances of q
@@ -47,7 +47,7 @@ def kl_diagonal(
     d = log_var_q - log_var_p
     return 0.5 * (torch.expm1(d) - d + (mu_q - mu_p) ** 2 * (-log_var_p).exp()).sum(-1)
 
-# %% ../nbs/04_vae.ipynb #e3c1531e
+# %% ../nbs/04_vae.ipynb #b4d7ae54
 def reparametrize(
     mu: Tensor, # (..., Z) means
     log_var: Tensor, # (..., Z) logarithms of the variances
@@ -60,13 +60,13 @@ def reparametrize(
     noise = torch.randn(L, *mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
     return mu + (log_var / 2).exp() * noise
 
-# %% ../nbs/04_vae.ipynb #9b8d0ba9
+# %% ../nbs/04_vae.ipynb #18d439b4
 def hvae_tables(
     p: list, # log p(z_T) (S_T,), log p(z_{T-1} | z_T) (S_T, S_{T-1}), ..., log p(x | z_1) (S_1, X)
     q: list, # log q(z_1 | x) (X, S_1), log q(z_2 | z_1) (S_1, S_2), ..., log q(z_T | z_{T-1})
     x: int, # the example, 0..X-1
 ) -> tuple: # (S_1, ..., S_T) each: log p(x, z_1..z_T) and log q(z_1..z_T | x)
-    "Joint and posterior of a hierarchy of T discrete latents, every ladder listed. Raises ShapeError (A4)."
+    "Joint and posterior of a hierarchy of T discrete latents, every path listed. Raises ShapeError (A4)."
     if len(p) != len(q) + 1: raise ShapeError(f'{len(p)} tables of p and {len(q)} of q; T latents need T + 1 and T')
     log_p, log_q = p[0], q[0][x]
     for step in p[1:]: log_p = log_p[..., None] + step
@@ -75,29 +75,29 @@ def hvae_tables(
     if log_p.shape != log_q.shape: raise ShapeError(f'p lists latents of sizes {tuple(log_p.shape)}, q of sizes {tuple(log_q.shape)}')
     return log_p, log_q
 
-# %% ../nbs/04_vae.ipynb #938f8816
+# %% ../nbs/04_vae.ipynb #e7ed98b9
 def hvae_elbo(
     p: list, # log p(z_T), log p(z_{T-1} | z_T), ..., log p(x | z_1), as for hvae_tables
     q: list, # log q(z_1 | x), log q(z_2 | z_1), ..., log q(z_T | z_{T-1})
     x: int, # the example, 0..X-1
 ) -> tuple: # () nats each: the bound of log p(x), and KL(q(z_1..z_T | x) || p(z_1..z_T | x))
-    "The ELBO of a hierarchy and its gap, over all ladders. Raises ShapeError, DataError (A5)."
+    "The ELBO of a hierarchy and its gap, over all paths. Raises ShapeError, DataError (A5)."
     return elbo_and_gap(*(table.reshape(-1) for table in hvae_tables(p, q, x)))
 
-# %% ../nbs/04_vae.ipynb #182bc23e
+# %% ../nbs/04_vae.ipynb #0637696c
 def gaussian_path(
     x0: Tensor, # (B, ...) clean data, floats
     schedule: Schedule, # noise levels
     generator: torch.Generator | None = None, # on x0's device
 ) -> Tensor: # (T+1, B, ...) x_0, x_1, ..., x_T
-    "Climb the ladder of fixed linear-Gaussian steps, q(x_1..x_T | x_0), one at a time (A6)."
+    "Walk the fixed linear-Gaussian steps, q(x_1..x_T | x_0), one at a time (A6)."
     path = [x0]
     for alpha_t in schedule.alpha[1:].tolist():
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         path.append(alpha_t ** 0.5 * path[-1] + (1 - alpha_t) ** 0.5 * noise)
     return torch.stack(path)
 
-# %% ../nbs/04_vae.ipynb #10a4d1ac
+# %% ../nbs/04_vae.ipynb #05cfe739
 def vdm_terms(
     Q: Tensor, # (T+1, S, S) forward matrices of the fixed encoder, rows: from; Q[0] = I, float64
     P: Tensor, # (T+1, S, S) reverse matrices, P[t][x_t, x_{t-1}]; entry 0 unused
@@ -116,7 +116,7 @@ def vdm_terms(
     return dict(reconstruction=reconstruction, prior_matching=prior_matching, denoising=denoising,
                 elbo=reconstruction - prior_matching - denoising.sum())
 
-# %% ../nbs/04_vae.ipynb #fbbb8ff1
+# %% ../nbs/04_vae.ipynb #fa9d1715
 def random_time_bound(
     process: Process, # what destroys
     model, # network: out = model(x_t, t)
@@ -128,7 +128,7 @@ def random_time_bound(
     x_t = process.q_sample(x0, t, generator)
     return process.L_T(x0) + process.T * process.L_t(model(x_t, t), x0, x_t, t)
 
-# %% ../nbs/04_vae.ipynb #5934664c
+# %% ../nbs/04_vae.ipynb #6772ee17
 def mlp(
     sizes: list, # features of each layer, input first
     dropout: float, # share of features dropped in training, 0..1
@@ -138,7 +138,7 @@ def mlp(
     for a, b in zip(sizes, sizes[1:]): layers += [nn.Linear(a, b), nn.SiLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers[:-2])
 
-# %% ../nbs/04_vae.ipynb #002c401d
+# %% ../nbs/04_vae.ipynb #4b16bcb8
 class AutoEncoder(nn.Module):
     "The two networks of a VAE for classes: Gaussian latent, K logits per position. Raises ShapeError, ClassError, DtypeError, DataError (A2, V1)."
     def __init__(self,
@@ -162,7 +162,7 @@ class AutoEncoder(nn.Module):
         if z.shape[-1] != self.latent: raise ShapeError(f'z has {z.shape[-1]} dimensions, this VAE has {self.latent}')
         return self.levels(self.decoder(z).unflatten(-1, (*self.shape, 3))) + self.bias
 
-# %% ../nbs/04_vae.ipynb #7921f118
+# %% ../nbs/04_vae.ipynb #32ebeaaa
 def log_likelihood(
     logits: Tensor, # (..., B, *shape, K) of the decoder
     x0: Tensor, # (B, *shape) classes
@@ -184,7 +184,7 @@ class VAE(AutoEncoder):
         kl = kl_diagonal(mu, log_var, torch.zeros_like(mu), torch.zeros_like(mu))
         return dict(elbo=check_finite(reconstruction - kl, 'the ELBO'), reconstruction=reconstruction, kl=kl)
 
-# %% ../nbs/04_vae.ipynb #7ee62d6c
+# %% ../nbs/04_vae.ipynb #d56c2799
 @torch.no_grad()
 def importance_bound(
     vae: VAE, # encoder and decoder
@@ -203,7 +203,7 @@ def importance_bound(
         log_r.append(log_likelihood(vae.decode(z), x0) - price.sum(-1))
     return torch.cat(log_r).logsumexp(0) - math.log(n)
 
-# %% ../nbs/04_vae.ipynb #5aa2f636
+# %% ../nbs/04_vae.ipynb #e0f71d25
 def train_vae(
     x0: Tensor, # (N, *shape) classes to train on; its device is where training happens
     K: int, # number of classes
