@@ -98,21 +98,21 @@ class LogSums(torch.autograd.Function):
     def forward(ctx, logits, r, a, b):
         z = logits - logits.amax(-1, keepdim=True)
         z_a, z_b = (z.gather(-1, x) for x in (a, b))
-        p = z.exp_()
-        Z = p.sum(-1, keepdim=True)
-        p.div_(Z)
-        ctx.save_for_backward(p, r, a, b)
-        u = (p * r if ctx.needs_input_grad[0] else p.mul_(r)).add_(1)
+        e = z.exp_()
+        Z = e.sum(-1, keepdim=True)
+        w = r / Z
+        ctx.save_for_backward(e, Z, w, a, b)
+        u = (e * w if ctx.needs_input_grad[0] else e.mul_(w)).add_(1)
         n = u.shape[-1] // 2
         S = (u[..., :n] * u[..., n:2 * n]).log_().sum(-1, keepdim=True) + u[..., 2 * n:].log().sum(-1, keepdim=True)
         return S, z_a - Z.log(), z_b - Z.log()
     @staticmethod
     @once_differentiable
     def backward(ctx, d_S, d_a, d_b):
-        p, r, a, b = ctx.saved_tensors
-        v = (p * r).add_(1).reciprocal_()
-        d = d_S * r * torch.einsum('...k,...k->...', p, v)[..., None] + d_a + d_b
-        grad = v.mul_(d_S * r).sub_(d).mul_(p)
+        e, Z, w, a, b = ctx.saved_tensors
+        v = (e * w).add_(1).reciprocal_()
+        d = (d_S * w * torch.einsum('...k,...k->...', e, v)[..., None] + d_a + d_b) / Z
+        grad = v.mul_(d_S * w).sub_(d).mul_(e)
         return grad.scatter_add_(-1, a, d_a).scatter_add_(-1, b, d_b), None, None, None
 
 # %% ../nbs/06_multinomial.ipynb #0989d300
