@@ -258,7 +258,8 @@ def step_times(
 ) -> list: # steps + 1 integers from T down to 0
     "The times that a reverse run visits, T first and 0 last (K13). Raises TimeError."
     steps = T if steps is None else steps
-    if not isinstance(steps, int) or not 1 <= steps <= T: raise TimeError(f'steps = {steps!r}, allowed are the integers 1..{T}: T = {T} has no more steps to take')
+    if not isinstance(steps, int) or not 1 <= steps <= T:
+        raise TimeError(f'steps = {steps!r}, allowed are the integers 1..{T}: T = {T} has no more steps to take')
     return [round(T * (1 - i / steps)) for i in range(steps + 1)]
 
 # %% ../nbs/00_core.ipynb #2fe0d3a9

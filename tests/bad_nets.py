@@ -49,7 +49,8 @@ def bad_nets(generator):
             yield net_class, (K, T, shape), {**sizes, 'logistic': 1}
             yield net_class, (K, T, shape), {**sizes, 'levels': K, 'logistic': pick(-1, 1.5)}
             yield net_class, (K, T, shape), {**sizes, 'real': True, **pick(dict(levels=2), dict(residual=True), dict(levels=2, logistic=1))}
-            yield net_class, (K, T, shape), {**sizes, 'cond': pick(dict(label=3), dict(y=0), dict(z=-1), dict(image=1.5), dict(text=5), dict(text=(5,)), dict(text=(0, 4)))}
+            yield net_class, (K, T, shape), {**sizes, 'cond': pick(dict(label=3), dict(y=0), dict(z=-1), dict(image=1.5),
+                                                                      dict(text=5), dict(text=(5,)), dict(text=(0, 4)))}
         yield UNet, (K, T, shape), dict(channels=pick(12, 4, -8, 0, 8.5))
         yield UNet, (K, T, shape), dict(channels=8, multipliers=pick((), (1, 0), (1, 1.5), (1, 2, 2, 2, 2)))
         yield UNet, (K, T, shape), dict(channels=8, attention=(D + 1,))

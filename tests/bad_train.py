@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from discdiff_nb.core import cosine_schedule, linear_schedule, reciprocal_schedule
-from discdiff_nb.d3pm import Absorbing
 from discdiff_nb.gaussian import Gaussian
 from discdiff_nb.joint import Joint
 from discdiff_nb.multinomial import Multinomial
@@ -26,8 +25,9 @@ def bad_train(generator):
     for wrong in (dict(steps=pick(0, -3, 2.5, None)), dict(batch_size=pick(0, -1, 3.5)), dict(save_every=pick(0, 0.5)), dict(seed=pick(1.5, None, 'a')),
                   dict(lr=pick(0, -1e-3, math.nan, math.inf)), dict(lr='fast')):
         yield fit, (process, net(), x0), {**dict(steps=2, batch_size=4), **wrong}
-    for wrong in (dict(accumulate=pick(0, -1, 1.5)), dict(accumulate=size(5, 9)), dict(clip=pick(0, -1, math.nan, None)), dict(memory=pick(0, 0.5)), dict(keep=pick(0, -1)),
-                  dict(times=pick('late', 'Even', None)), dict(mixed_precision=pick('fp8', 'fp16', True)), dict(held_out=pick(3, 'test')), dict(drop=pick(-0.1, 1.5, math.nan)),
+    for wrong in (dict(accumulate=pick(0, -1, 1.5)), dict(accumulate=size(5, 9)), dict(clip=pick(0, -1, math.nan, None)),
+                  dict(memory=pick(0, 0.5)), dict(keep=pick(0, -1)), dict(drop=pick(-0.1, 1.5, math.nan)),
+                  dict(times=pick('late', 'Even', None)), dict(mixed_precision=pick('fp8', 'fp16', True)), dict(held_out=pick(3, 'test')),
                   dict(drop=0.5), dict(ema=0.99), dict(resume=True), dict(tensorboard=True), dict(run=pick(3, [1])), dict(cond=pick([1], 3, x0))):
         yield go(**wrong)
     yield go(spoiled)
