@@ -305,6 +305,7 @@ _TEXTS = { # name: (URL, where it may lie below the root, SHA-256 of the unpacke
                  'adbce3d710021bb6d7efaaf867dc27a6b14017b827859988a589023ac8057dfe'),
 }
 
+# %% ../nbs/02_data.ipynb #499f9e20
 def _find_text(name, root): return next((root / p for p in _TEXTS[name][1] if (root / p).is_file()), None)
 
 def _read_text(name, path):
@@ -321,7 +322,7 @@ def _read_text(name, path):
                                         'published text; delete it and fetch it again')
     return _classes(data, str(path))
 
-# %% ../nbs/02_data.ipynb #84e366a4
+# %% ../nbs/02_data.ipynb #2842fd8c
 def _fetch(url, path):
     "Download url to path, which appears only when it is complete; returns '' or why it could not."
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
@@ -337,6 +338,7 @@ def _fetch(url, path):
     finally: part.unlink(missing_ok=True)
     return ''
 
+# %% ../nbs/02_data.ipynb #4b05dd7c
 def text8(
     root: str | Path | None = None, # data root; None takes DISCDIFF_DATA, else ~/.cache/discdiff_nb
     download: bool = True, # fetch it if absent (31 MB)
@@ -349,7 +351,7 @@ def text8(
                                      'or set DISCDIFF_DATA to a folder that holds text8/')
     return _cut('text8', _read_text('text8', path))
 
-# %% ../nbs/02_data.ipynb #a91f6a5c
+# %% ../nbs/02_data.ipynb #37dbd5f1
 def novels27(
     root: str | Path | None = None, # data root; None takes DISCDIFF_DATA, else ~/.cache/discdiff_nb
 ) -> Text: # 88 novels to train on, 5 for validation, 5 for test; see valid_names, test_names
@@ -360,13 +362,14 @@ def novels27(
         raise DataError(f'novels27: {root / _TEXTS["novels27"][1][1]} or {lengths} is absent, and there is no download: put both there, '
                         'or take text8() or text_file(path)')
     x, works = _read_text('novels27', path), json.loads(lengths.read_text())
-    if sum(n + 1 for _, n in works) != len(x) + 1: raise DataError(f'{lengths} counts {sum(n + 1 for _, n in works) - 1} characters, expected {len(x)}')
+    counted = sum(n + 1 for _, n in works) - 1
+    if counted != len(x): raise DataError(f'{lengths} counts {counted} characters, expected {len(x)}: not the published file; fetch it again')
     pieces = torch.cat([x, x.new_tensor([26])]).split([n + 1 for _, n in works])
     train, valid, test = ([i for i in range(len(works)) if {4: 1, 14: 2}.get(i % 20, 0) == s] for s in range(3))
     join, names = lambda part: torch.cat([pieces[i] for i in part]), lambda part: tuple(works[i][0] for i in part)
     return Text('novels27', join(train), join(valid), join(test), names(valid), names(test))
 
-# %% ../nbs/02_data.ipynb #5fcdf4e4
+# %% ../nbs/02_data.ipynb #eb373183
 def _check_text(text, D):
     if text.dtype not in INTEGERS: raise DtypeError(f'text has dtype {text.dtype}; classes are integers: use text.long()')
     if text.ndim != 1: raise ShapeError(f'text has shape {tuple(text.shape)}; one long row (N,) is needed')
@@ -380,7 +383,7 @@ def windows(
     _check_text(text, D)
     return text[:len(text) // D * D].reshape(-1, D).long()
 
-# %% ../nbs/02_data.ipynb #d21106fc
+# %% ../nbs/02_data.ipynb #fa78578c
 def crops(
     text: Tensor, # (N,) integers
     D: int, # length of a window, 1..N
@@ -395,7 +398,7 @@ def crops(
     start = torch.randint(len(text) - D + 1, (batch_size, 1), generator=torch.Generator().manual_seed(mix_seed(seed, step, D)))
     return text[(start + torch.arange(D)).to(text.device)].long()
 
-# %% ../nbs/02_data.ipynb #12829d3e
+# %% ../nbs/02_data.ipynb #faf0aacd
 class NGram(NamedTuple):
     "Counts of all grams up to a length; entry n of a list is for order n."
     K: int # number of classes
@@ -418,7 +421,7 @@ def _check_grams(x, order, K):
         raise ShapeError(f'order = {order}, allowed is 0..{math.ceil(63 / math.log2(K)) - 2} at K = {K}: a gram is one 63-bit number')
     if x.shape[-1] <= order: raise ShapeError(f'text has {x.shape[-1]} characters, at least {order + 1} are needed for order {order}')
 
-# %% ../nbs/02_data.ipynb #34cd3462
+# %% ../nbs/02_data.ipynb #3de7ad1e
 def ngram_fit(
     text: Tensor, # (..., N) integers within 0..K-1, N above order; rows are separate texts
     order: int, # characters of context, at least 0; K^(order+1) must fit 63 bits
@@ -436,7 +439,7 @@ def ngram_fit(
         model.total.insert(0, np.append(0, count.cumsum()))
     return model
 
-# %% ../nbs/02_data.ipynb #02c99fae
+# %% ../nbs/02_data.ipynb #00dea517
 def ngram_bits(
     model: NGram, # of ngram_fit
     text: Tensor, # (..., L) integers within 0..K-1, L more than the model's order
@@ -447,7 +450,7 @@ def ngram_bits(
     grams = _grams(text, order + 1, K)
     gram, where = np.unique(grams, return_inverse=True)
     p, bits = np.full(len(gram), 1 / K), []
-    for n, (keys, total) in enumerate(zip(model.keys, model.total)):
+    for n, (keys, total) in enumerate(tqdm(list(zip(model.keys, model.total)), desc='ngram_bits', delay=5, leave=False)):
         g = gram % K**(n + 1)
         first, last, low, high = (np.searchsorted(keys, k) for k in (g - g % K, g - g % K + K, g, g + 1))
         seen, kinds = total[last] - total[first], last - first
@@ -455,7 +458,7 @@ def ngram_bits(
         bits.append(-np.log2(p)[where].reshape(grams.shape))
     return torch.from_numpy(np.stack(bits))
 
-# %% ../nbs/02_data.ipynb #a0343ed8
+# %% ../nbs/02_data.ipynb #13c8f926
 def text_baselines(
     text: Text, # a split text
     order: int = 6, # longest context of the n-gram model, 0..12
