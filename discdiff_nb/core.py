@@ -39,7 +39,7 @@ def check_t(
     if t.dtype not in INTEGERS: raise DtypeError(f't has dtype {t.dtype}; times are integers {low}..{T}: use t.long()')
     if t.ndim != 1: raise ShapeError(f't has shape {tuple(t.shape)}; give one time per example, shape (B,)')
     if t.numel() == 0: return
-    first, last = torch.stack(t.aminmax()).tolist()
+    first, last = (int(v) for v in t.aminmax())
     if first < low or last > T:
         raise TimeError(f't spans {first}..{last}, allowed is {low}..{T}: entry 0 is the clean data, T the last step')
 
@@ -52,7 +52,7 @@ def check_classes(
     "Raise DtypeError, DataError or ClassError unless `x` holds integer classes 0..K-1."
     if x.dtype not in INTEGERS: raise DtypeError(f'{name} has dtype {x.dtype}; classes are integers 0..{K-1}: use {name}.long()')
     if x.numel() == 0: raise DataError(f'{name} is empty, shape {tuple(x.shape)}; at least one example with one position is needed')
-    first, last = torch.stack(x.aminmax()).tolist()
+    first, last = (int(v) for v in x.aminmax())
     if first < 0 or last >= K:
         raise ClassError(f'{name} spans {first}..{last}, allowed is 0..{K-1} for K = {K}: reduce the levels or raise K')
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from .core import (ClassError, DataError, Process, Schedule, ScheduleError, ShapeError, at, check_classes, check_finite,
-                              check_logits, kl_categorical)
+from .core import (INTEGERS, ClassError, DataError, DtypeError, Process, Schedule, ScheduleError, ShapeError, at, check_classes,
+                              check_finite, check_logits, check_t, kl_categorical)
 from .multinomial import Categorical, checked_step, keep_or_redraw, kept
 
 # %% ../nbs/07_d3pm.ipynb #d9b736a5
@@ -127,7 +127,7 @@ def absorbing_kl(
     "KL of the two posteriors under absorbing noise, position by position: -w log p(x_0) on the blanks (U6)."
     blank = (x_t == logits_x0.shape[-1] - 1).flatten().nonzero().squeeze(1)
     logits, right = logits_x0.flatten(0, -2).index_select(0, blank), x0.flatten().index_select(0, blank).long()
-    nll = F.cross_entropy(logits.index_fill_(1, blank.new_tensor([logits.shape[1] - 1]), -math.inf), right, reduction='none')
+    nll = F.cross_entropy(logits.index_fill_(1, blank.new_full((1,), logits.shape[1] - 1), -math.inf), right, reduction='none')
     return w.to(nll) * nll.new_zeros(x_t.numel()).index_copy(0, blank, nll).view(x_t.shape)
 
 def check_reachable(
@@ -135,9 +135,12 @@ def check_reachable(
     x_t: Tensor, # (B, ...) noisy classes
     mask_id: int, # class of the mask
 ) -> None:
-    "Raise ClassError when x_t is neither x0 nor the mask somewhere."
-    off = (x_t != x0) & (x_t != mask_id)
-    if off.any(): raise ClassError(f'{int(off.sum())} positions of x_t are neither x0 nor the mask {mask_id}; absorbing noise cannot produce them')
+    "Raise DtypeError, ShapeError or ClassError unless x_t is x0 or the mask everywhere."
+    if x_t.dtype not in INTEGERS: raise DtypeError(f'x_t has dtype {x_t.dtype}; classes are integers: use x_t.long()')
+    if x_t.shape != x0.shape: raise ShapeError(f'x_t {tuple(x_t.shape)} and x0 {tuple(x0.shape)} must have one shape')
+    filled = torch.where(x_t == mask_id, x0, x_t)
+    if torch.equal(filled, x0.to(filled.dtype)): return
+    raise ClassError(f'{int((filled != x0).sum())} positions of x_t are neither x0 nor the mask {mask_id}; absorbing noise cannot produce them')
 
 # %% ../nbs/07_d3pm.ipynb #6fde1bca
 def log_reveal(
@@ -193,9 +196,9 @@ class Absorbing(MaskJumps):
         out = check_logits(out, x_t, self.K)
         return check_finite(log_reveal(no_mask(out).log_softmax(-1), x_t, self.w(s, t, x_t.ndim)), 'p_posterior')
     def L_t(self, out, x0, x_t, t):
-        checked_step(self, x_t, t, x0=x0)
+        check_classes(x0, self.classes), check_t(t, self.T), check_reachable(x0, x_t, self.mask_id) # and so x_t is 0..K-1
+        if len(t) != len(x_t): raise ShapeError(f't has shape {tuple(t.shape)} for {len(x_t)} examples; give one time per example')
         out = check_logits(out, x_t, self.K)
-        check_reachable(x0, x_t, self.mask_id)
         return check_finite(absorbing_kl(out, x0, x_t, at(self.w_one, t, x0.ndim)).flatten(1).sum(-1), 'L_t')
     def L_T(self, x0): check_classes(x0, self.classes); return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
 
