@@ -7,8 +7,8 @@ __all__ = ['CONV', 'READERS', 'NETS', 'time_features', 'Time', 'waves', 'class_l
            'zero_init', 'mixture_logits', 'Always', 'by_vector', 'attention_by_hand', 'rope_table', 'rotate',
            'attention', 'Attend', 'look', 'ResBlock', 'Words', 'condition_shapes', 'readable', 'check_rows',
            'check_times', 'check_cond', 'check_input', 'check_sizes', 'check_net', 'before', 'answer', 'last_layer',
-           'run', 'Net', 'check_plan', 'Down', 'Up', 'u_levels', 'UNet', 'through', 'd_net', 'Layer', 'Transformer',
-           'chain_nll', 'chain_sample']
+           'run', 'Net', 'check_plan', 'Down', 'Up', 'u_levels', 'UNet', 'through', 'd_net', 'Layer', 'Surroundings',
+           'Transformer', 'chain_nll', 'chain_sample']
 
 # %% ../nbs/10_nets.ipynb #6a5379e8
 import math
@@ -516,7 +516,15 @@ class Layer(nn.Module):
         if self.listen is not None: x = self.listen(x, words)
         return x + gate2 * self.dense(self.norm2(x) * (1 + scale2) + shift2)
 
-# %% ../nbs/10_nets.ipynb #8ec62169
+# %% ../nbs/10_nets.ipynb #c1724626
+class Surroundings(nn.Conv1d):
+    "A convolution along the row that adds what stands around each position; causal: what stands before it (Kim et al. 2016)."
+    def __init__(self, c: int, local: int, causal: bool): # features, positions that it spans, look back only
+        super().__init__(c, c, local)
+        self.reach = (local - 1, 0) if causal else (local // 2, (local - 1) // 2)
+    def forward(self, x): return x + super().forward(F.pad(x.mT, self.reach)).mT
+
+# %% ../nbs/10_nets.ipynb #d1c9f287
 class Transformer(Net):
     "Transformer over all positions: logits (B, ..., K) from x_t (B, ...), t (B,) and conditions. Raises ShapeError and the errors of Net."
     def __init__(self, K: int, T: int | None, # as in Net
@@ -528,21 +536,24 @@ class Transformer(Net):
         real: bool = False, # x_t holds real numbers instead of classes
         causal: bool = False, # autoregressive: position i reads the classes at 0..i-1, and no time
         rope: bool = False, # rotary positions instead of learned ones
+        local: int = 1, # positions that a convolution joins before the first layer; 1 for no convolution
         **options, # levels, logistic, residual, cond of Net
     ):
-        check_sizes(dropout, width=width, depth=depth, heads=heads, **{f'shape[{i}]': side for i, side in enumerate(shape)})
+        check_sizes(dropout, width=width, depth=depth, heads=heads, local=local, **{f'shape[{i}]': side for i, side in enumerate(shape)})
         if width % 2 or width % heads: raise ShapeError(f'width {width} must be even and a multiple of the {heads} heads')
         place = lambda: None if rope else nn.Parameter(0.02 * torch.randn(math.prod(shape), width))
         super().__init__(K, None if causal else T, shape, width, width, place, real, causal, **options)
         self.register_buffer('turn', rope_table(shape, width // heads) if rope else None, persistent=False)
+        self.local = Surroundings(width, local, causal) if local > 1 else None
         self.layers = nn.ModuleList(Layer(width, heads, dropout, self.vector, causal, self.words) for _ in range(depth))
         self.norm, self.last = nn.LayerNorm(width), zero_init(nn.Linear(width, self.outputs))
     def trunk(self, h, vector, words):
         rows = h.flatten(1, -2) if self.place is None else h.flatten(1, -2) + self.place
+        if self.local is not None: rows = self.local(rows)
         for layer in self.layers: rows = layer(rows, vector, self.turn, words)
         return last_layer(self, self.norm(rows)).view(*h.shape[:-1], -1)
 
-# %% ../nbs/10_nets.ipynb #1a50f820
+# %% ../nbs/10_nets.ipynb #697b50e4
 def chain_nll(
     net: Net, # causal
     x0: Tensor, # (B, ...) classes
@@ -554,7 +565,7 @@ def chain_nll(
     nll = F.cross_entropy(logits.flatten(0, -2).float(), x0.flatten().long(), reduction='none')
     return nll.view(len(x0), -1).double().sum(1)
 
-# %% ../nbs/10_nets.ipynb #e0c9581f
+# %% ../nbs/10_nets.ipynb #879452e4
 @torch.no_grad()
 def chain_sample(
     net: Net, # causal, in eval mode
@@ -571,5 +582,5 @@ def chain_sample(
         row[:, i] = sample_categorical(net(x, **cond).flatten(1, -2)[:, i], generator)
     return x
 
-# %% ../nbs/10_nets.ipynb #ef1007fd
+# %% ../nbs/10_nets.ipynb #5ecd9f05
 NETS = {'unet': UNet, 'transformer': Transformer}

@@ -58,7 +58,7 @@ def bad_nets(generator):
         yield UNet, (K, T, shape), dict(channels=8, blocks=pick(0, -1, 1.5))
         yield UNet, (K, T, shape), dict(channels=8, cond=dict(text=(5, 3)))
         yield Transformer, (K, T, shape), dict(width=pick(15, 0, -4, 16.), heads=3)
-        yield Transformer, (K, T, shape), dict(depth=pick(0, -1))
+        yield Transformer, (K, T, shape), pick(dict(depth=0), dict(depth=-1), dict(local=0), dict(local=2.5))
         yield Transformer, (K, T, shape), dict(width=12, heads=4, rope=True)
         yield Transformer, (K, T, shape), dict(causal=True, residual=True)
         yield Transformer, (K, T, shape), dict(causal=True, real=True)
