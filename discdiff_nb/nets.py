@@ -527,29 +527,26 @@ class Surroundings(nn.Conv1d):
 # %% ../nbs/10_nets.ipynb #d1c9f287
 class Transformer(Net):
     "Transformer over all positions: logits (B, ..., K) from x_t (B, ...), t (B,) and conditions. Raises ShapeError and the errors of Net."
-    def __init__(self, K: int, T: int | None, # as in Net
-        shape: tuple, # of one example, (D,) or (H, W)
+    def __init__(self, K: int, T: int | None, shape: tuple, # as in Net
         width: int = 96, # features per position, even, a multiple of heads
         depth: int = 4, # layers
         heads: int = 4, # of attention
         dropout: float = 0.1, # within the dense layers, 0 up to below 1
-        real: bool = False, # x_t holds real numbers instead of classes
         causal: bool = False, # autoregressive: position i reads the classes at 0..i-1, and no time
         rope: bool = False, # rotary positions instead of learned ones
         local: int = 1, # positions that a convolution joins before the first layer; 1 for no convolution
-        **options, # levels, logistic, residual, cond of Net
+        **options, # real, levels, logistic, residual, cond of Net
     ):
         check_sizes(dropout, width=width, depth=depth, heads=heads, local=local, **{f'shape[{i}]': side for i, side in enumerate(shape)})
         if width % 2 or width % heads: raise ShapeError(f'width {width} must be even and a multiple of the {heads} heads')
         place = lambda: None if rope else nn.Parameter(0.02 * torch.randn(math.prod(shape), width))
-        super().__init__(K, None if causal else T, shape, width, width, place, real, causal, **options)
+        super().__init__(K, None if causal else T, shape, width, width, place, causal=causal, **options)
         self.register_buffer('turn', rope_table(shape, width // heads) if rope else None, persistent=False)
-        self.local = Surroundings(width, local, causal) if local > 1 else None
+        self.local = Surroundings(width, local, causal) if local > 1 else nn.Identity()
         self.layers = nn.ModuleList(Layer(width, heads, dropout, self.vector, causal, self.words) for _ in range(depth))
         self.norm, self.last = nn.LayerNorm(width), zero_init(nn.Linear(width, self.outputs))
     def trunk(self, h, vector, words):
-        rows = h.flatten(1, -2) if self.place is None else h.flatten(1, -2) + self.place
-        if self.local is not None: rows = self.local(rows)
+        rows = self.local(h.flatten(1, -2) if self.place is None else h.flatten(1, -2) + self.place)
         for layer in self.layers: rows = layer(rows, vector, self.turn, words)
         return last_layer(self, self.norm(rows)).view(*h.shape[:-1], -1)
 
