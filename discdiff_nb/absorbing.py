@@ -44,8 +44,8 @@ def masked_nll(
 ) -> Tensor: # (B,) nats
     "The sum over the blanks of -log p(x_0 | x_t), one number per example (U6). Raises ClassError, ShapeError, DtypeError."
     check_logits(logits_x0, x_t, K := logits_x0.shape[-1])
-    check_classes(x0, K - 1), check_reachable(x0, x_t, K - 1)
-    return absorbing_kl(logits_x0, x0, x_t, torch.ones(())).flatten(1).sum(-1)
+    check_classes(x0, K - 1)
+    return absorbing_kl(logits_x0, x0, check_reachable(x0, x_t, K - 1), torch.ones(()))
 
 # %% ../nbs/08_absorbing.ipynb #b0cf8ca7
 def nll_by_masks(

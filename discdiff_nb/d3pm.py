@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['uniform_Q', 'absorbing_Q', 'log_q_path', 'Q_bar', 'matrix_posterior', 'matrix_step', 'matrix_likelihood',
-           'matrix_elbo', 'log_mask_jump', 'reveal_probability', 'absorbing_kl', 'check_reachable', 'log_reveal',
+           'matrix_elbo', 'log_mask_jump', 'reveal_probability', 'check_reachable', 'absorbing_kl', 'log_reveal',
            'no_mask', 'MaskJumps', 'Absorbing', 'gaussian_steps', 'gaussian_Q', 'log_product', 'lookup', 'Walk',
            'GaussianTable', 'DiscretizedGaussian', 'knn_graph', 'nearest_Q', 'first_terms', 'NearestNeighbour',
            'logistic_logits', 'hybrid_loss', 'hybrid', 'terminal_tv', 'calibrate', 'information',
@@ -117,29 +117,30 @@ def reveal_probability(
     "The chance that a position masked at t was visible at s: (alpha_bar_s - alpha_bar_t) / (1 - alpha_bar_t) (K19, U6)."
     return (alpha_bar_s - alpha_bar_t) / (1 - alpha_bar_t)
 
-# %% ../nbs/07_d3pm.ipynb #be00919d
-def absorbing_kl(
-    logits_x0: Tensor, # (B, ..., K) the network's logits; the mask's is ignored
+# %% ../nbs/07_d3pm.ipynb #5aaa2a27
+def check_reachable(
     x0: Tensor, # (B, ...) clean classes, no mask
     x_t: Tensor, # (B, ...) noisy classes
-    w: Tensor, # (B, 1, ...) probability that this step reveals a blank
-) -> Tensor: # (B, ...) nats
-    "KL of the two posteriors under absorbing noise, position by position: -w log p(x_0) on the blanks (U6)."
-    blank = (x_t == logits_x0.shape[-1] - 1).flatten().nonzero().squeeze(1)
-    logits, right = logits_x0.flatten(0, -2).index_select(0, blank), x0.flatten().index_select(0, blank).long()
-    nll = F.cross_entropy(logits.index_fill_(1, blank.new_full((1,), logits.shape[1] - 1), -math.inf), right, reduction='none')
-    return w.to(nll) * nll.new_zeros(x_t.numel()).index_copy(0, blank, nll).view(x_t.shape)
-
-def check_reachable(
-    x0: Tensor, # (B, ...) clean classes
-    x_t: Tensor, # (B, ...) noisy classes
     mask_id: int, # class of the mask
-) -> None:
+) -> Tensor: # (B, ...) whether x_t is blank
     "Raise DtypeError, ShapeError or ClassError unless x_t is x0 or the mask everywhere."
     if x_t.dtype not in INTEGERS: raise DtypeError(f'x_t has dtype {x_t.dtype}; classes are integers: use x_t.long()')
     if x_t.shape != x0.shape: raise ShapeError(f'x_t {tuple(x_t.shape)} and x0 {tuple(x0.shape)} must have one shape')
-    reachable = (x_t == x0) | (x_t == mask_id)
-    if not reachable.all(): raise ClassError(f'{int((~reachable).sum())} positions of x_t are neither x0 nor the mask {mask_id}; absorbing noise cannot produce them')
+    blank, other = x_t == mask_id, x_t != x0
+    if torch.equal(blank, other): return blank
+    raise ClassError(f'{int((blank != other).sum())} positions of x_t are neither x0 nor the mask {mask_id}; absorbing noise cannot produce them')
+
+def absorbing_kl(
+    logits_x0: Tensor, # (B, ..., K) the network's logits; the mask's is ignored
+    x0: Tensor, # (B, ...) clean classes, no mask
+    blank: Tensor, # (B, ...) whether x_t is the mask
+    w: Tensor, # (B,) probability that this step reveals a blank
+) -> Tensor: # (B,) nats
+    "KL of the two posteriors under absorbing noise: w times the sum of -log p(x_0) over the blanks (U6)."
+    rows = blank.flatten().nonzero().squeeze(1)
+    logits, right = logits_x0.flatten(0, -2).index_select(0, rows), x0.flatten().index_select(0, rows).long()
+    nll = F.cross_entropy(logits.index_fill_(1, rows.new_full((1,), logits.shape[1] - 1), -math.inf), right, reduction='none')
+    return w.to(nll) * nll.new_zeros(blank.numel()).index_copy(0, rows, nll).view(len(blank), -1).sum(1)
 
 # %% ../nbs/07_d3pm.ipynb #6fde1bca
 def log_reveal(
@@ -195,10 +196,10 @@ class Absorbing(MaskJumps):
         out = check_logits(out, x_t, self.K)
         return check_finite(log_reveal(no_mask(out).log_softmax(-1), x_t, self.w(s, t, x_t.ndim)), 'p_posterior')
     def L_t(self, out, x0, x_t, t):
-        check_classes(x0, self.classes), check_t(t, self.T), check_reachable(x0, x_t, self.mask_id) # and so x_t is 0..K-1
+        check_classes(x0, self.classes), check_t(t, self.T)
         if len(t) != len(x_t): raise ShapeError(f't has shape {tuple(t.shape)} for {len(x_t)} examples; give one time per example')
-        out = check_logits(out, x_t, self.K)
-        return check_finite(absorbing_kl(out, x0, x_t, at(self.w_one, t, x0.ndim)).flatten(1).sum(-1), 'L_t')
+        blank, out = check_reachable(x0, x_t, self.mask_id), check_logits(out, x_t, self.K)
+        return check_finite(absorbing_kl(out, x0, blank, self.w_one.to(t.device)[t]), 'L_t')
     def L_T(self, x0): check_classes(x0, self.classes); return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
 
 # %% ../nbs/07_d3pm.ipynb #810d8972
