@@ -93,7 +93,7 @@ def perfect_model(
     "The network that makes no error under absorbing noise: Bayes' rule, the same at every t (U6). Raises ShapeError, DataError."
     if p_x0.shape != ((K - 1) ** D,): raise ShapeError(f'p_x0 has shape {tuple(p_x0.shape)}; {(K - 1) ** D} examples of {D} positions need one number each')
     if not (p_x0 > 0).all(): raise DataError('p_x0 holds a probability that is not above 0: a blank beside an impossible example has no posterior')
-    x0, x_t = states(K - 1, D), states(K, D)
+    x0, x_t = states(K - 1, D).to(p_x0.device), states(K, D).to(p_x0.device)
     fits = ((x_t[:, None] == x0) | (x_t[:, None] == K - 1)).all(-1)
     joint = fits * (p_x0 / p_x0.sum()).double()
     p = torch.einsum('sn,ndk->sdk', joint, F.one_hot(x0, K).double()) / joint.sum(1)[:, None, None]
@@ -124,11 +124,11 @@ def order_nll(
     check_classes(x0, mask_id)
     D = len(x0)
     if x0.ndim != 1 or D > 8: raise ShapeError(f'x0 has shape {tuple(x0.shape)}; give one example of D <= 8 positions: longer ones have too many orders')
-    orders = torch.tensor(list(itertools.permutations(range(D))))
-    x_t, nll, row = torch.full_like(orders, mask_id), torch.zeros(len(orders), dtype=torch.float64), torch.arange(len(orders))
+    orders = torch.tensor(list(itertools.permutations(range(D))), device=x0.device)
+    x_t, nll, row = torch.full_like(orders, mask_id), orders.new_zeros(len(orders), dtype=torch.float64), torch.arange(len(orders))
     for i in range(D):
         now = orders[:, i]
-        log_p = model(x_t, torch.full((len(orders),), D - i))[row, now, :mask_id].log_softmax(-1)
+        log_p = model(x_t, torch.full_like(now, D - i))[row, now, :mask_id].log_softmax(-1)
         nll -= log_p[row, x0[now]].double()
         x_t[row, now] = x0[now]
     return nll

@@ -231,7 +231,7 @@ def elbo(
     T, n_t = process.T, process.T if n_t is None else n_t
     if not (N := len(parts(x0)[0])): raise DataError('x0 is empty: there is nothing to take a bound of')
     if not isinstance(n_t, int) or not 1 <= n_t <= T: raise TimeError(f'n_t = {n_t!r}, allowed are the integers 1..{T}; None takes every t')
-    L_T = process.L_T(x0).double()
+    L_T = torch.cat([process.L_T(rows(x0, slice(i, i + batch_size))).double() for i in range(0, N, batch_size)])
     total, L_t, count = L_T.clone(), L_T.new_zeros(T + 1), L_T.new_zeros(T + 1)
     for i, j in tqdm([(i, j) for i in range(0, N, batch_size) for j in range(n_t)], desc='elbo', delay=5, leave=False):
         x, given = (rows(y, slice(i, i + batch_size)) for y in (x0, cond or {}))

@@ -296,6 +296,7 @@ class DiscretizedGaussian(GaussianTable):
         return torch.where(n == 0, lookup(self.log_stay, t).reshape(last), lookup(self.log_jump, t).reshape(last).expand(n.shape).gather(-1, n))
     def log_row(self, x_s, s, t):
         if s.any(): return self.pairs(x_s, s, t, False)
+        self.half = self.half.to(x_s.device) # the table lives where it is used
         log_Q, known = self.log_of(self.rows(self.half, x_s, t), x_s, s, t), t < len(self.log_half)
         if known.any(): log_Q[known] = self.rows(self.log_half, x_s[known], t[known])
         return log_Q
@@ -307,18 +308,19 @@ class DiscretizedGaussian(GaussianTable):
             Q[here] = (Q_uv.T if turned else Q_uv)[x[here].long()]
         return self.log_of(Q, x, s, t)
     def spread(self, p, s): # p Q_bar_s, the second half of the classes by turning the scale around
-        half, k = lookup(self.half, s), self.K // 2
+        self.half, k = self.half.to(s.device), self.K // 2
+        half = lookup(self.half, s)
         return p[..., :self.K - k] @ half + (p[..., self.K - k:].flip(-1) @ half[:, :k]).flip(-1)
 
 # %% ../nbs/07_d3pm.ipynb #3db8d101
 def knn_graph(
     embeddings: Tensor, # (K, d) one vector per class
     k: int, # neighbours of each class, 1..K-1
-) -> Tensor: # (K, K) float64, symmetric, zero diagonal
+) -> Tensor: # (K, K) float64, symmetric, zero diagonal, on the CPU
     "Weights of the symmetrized k-nearest-neighbour graph (K19). Raises DataError, ShapeError."
     if embeddings.ndim != 2 or not embeddings.isfinite().all(): raise DataError(f'embeddings {tuple(embeddings.shape)}: give (K, d) finite numbers')
     if not 1 <= k < len(embeddings): raise ShapeError(f'k = {k}, allowed is 1..{len(embeddings) - 1} for {len(embeddings)} classes')
-    distance = torch.cdist(embeddings.double(), embeddings.double()).fill_diagonal_(math.inf)
+    distance = torch.cdist(e := embeddings.detach().cpu().double(), e).fill_diagonal_(math.inf)
     G = torch.zeros_like(distance).scatter_(1, distance.topk(k, largest=False).indices, 1.)
     return (G + G.T) / (2 * k)
 

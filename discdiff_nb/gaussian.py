@@ -6,9 +6,11 @@
 __all__ = ['PREDICT', 'VARIANCE', 'ROOT2', 'to_levels', 'to_classes', 'jump', 'log_normal', 'posterior', 'gaussian_kl',
            'prior_kl', 'target_line', 'predicted_x0', 'target_weight', 'simple_loss', 'reverse_variance', 'hazard',
            'LogPhi', 'LogInterval', 'log_bin', 'checked_levels', 'GaussianNoise', 'reverse_step', 'check_choices',
-           'Gaussian', 'level_loss', 'path_log_weights', 'bayes_network', 'quadrature_log_p', 'quadrature_elbo']
+           'Gaussian', 'level_loss', 'clipped', 'path_log_weights', 'bayes_network', 'quadrature_log_p',
+           'quadrature_elbo']
 
-# %% ../nbs/05_gaussian.ipynb #a78a4a6e
+# %% ../nbs/05_gaussian.ipynb #87354dc9
+import copy
 import math
 import torch
 from torch import Tensor
@@ -100,9 +102,10 @@ def predicted_x0(
     x_t: Tensor, # (B, ...) noisy levels
     t: Tensor, # (B,) times 1..T
 ) -> Tensor: # (B, ...) float64
-    "x_0 from what the network predicts, whatever that is (K9, K10)."
+    "x_0 from what the network predicts, whatever that is; within -1..1 if the process is `clipped` (K9, K10)."
     u, w = target_line(process.schedule, process.predict, t, x_t.ndim)
-    return (out[..., 0].double() - w * x_t) / u
+    x0_hat = (out[..., 0].double() - w * x_t) / u
+    return x0_hat.clamp(-1, 1) if process.clip else x0_hat
 
 # %% ../nbs/05_gaussian.ipynb #54fc68a0
 def target_weight(
@@ -220,7 +223,7 @@ def checked_levels(
 # %% ../nbs/05_gaussian.ipynb #8520838f
 class GaussianNoise(Process):
     "The forward half: Gaussian noise on K ordered levels, and its posterior (K1, K4, K5, K7)."
-    K: int; schedule: Schedule
+    K: int; schedule: Schedule; clip = False
     def levels(self, x0): return to_levels(x0, self.K)
     def prior(self, shape, generator=None):
         return torch.randn(shape, generator=generator, device=generator.device if generator else None)
@@ -312,7 +315,16 @@ def level_loss(
         L = L.index_put((first,), -log_bin(x0[first], process.K, x0_hat[first], std))
     return check_finite(L.flatten(1).sum(-1), 'L_t')
 
-# %% ../nbs/05_gaussian.ipynb #964b21ca
+# %% ../nbs/05_gaussian.ipynb #e506e68f
+def clipped(
+    process: Gaussian, # any
+) -> Gaussian: # a copy; bound and steps take the x_0 that the network implies into -1..1
+    "The process with its predicted x_0 cut off at the first and the last level (Ho et al. 2020, their code)."
+    process = copy.copy(process)
+    process.clip = True
+    return process
+
+# %% ../nbs/05_gaussian.ipynb #2d138ef5
 @torch.no_grad()
 def path_log_weights(
     process: Gaussian, # under test
@@ -331,7 +343,7 @@ def path_log_weights(
         total, x_s = total + back - log_normal(x_t, scale * x_s, var).flatten(1).sum(-1), x_t
     return total + log_normal(x_s, torch.zeros_like(x_s), torch.ones_like(x_s)).flatten(1).sum(-1)
 
-# %% ../nbs/05_gaussian.ipynb #652af691
+# %% ../nbs/05_gaussian.ipynb #2dfaa96b
 def bayes_network(
     process: Gaussian, # of any prediction and variance
     p_x0: Tensor, # (K,) how often each level occurs, float64
@@ -350,7 +362,7 @@ def bayes_network(
         return torch.stack([u * x0_hat + w * x_t, share.logit()], -1)
     return model
 
-# %% ../nbs/05_gaussian.ipynb #0d0f5f11
+# %% ../nbs/05_gaussian.ipynb #8f2d2545
 @torch.no_grad()
 def quadrature_log_p(
     process: Gaussian, # under test
@@ -370,7 +382,7 @@ def quadrature_log_p(
     L_0 = torch.stack([process.L_t(model(x, t), torch.full_like(x, k, dtype=torch.long), x, t) for k in range(K)])
     return (dx * (-L_0).exp() @ p).log()
 
-# %% ../nbs/05_gaussian.ipynb #bc3d5648
+# %% ../nbs/05_gaussian.ipynb #c1fb0ba4
 @torch.no_grad()
 def quadrature_elbo(
     process: Gaussian, # under test

@@ -145,7 +145,7 @@ def bayes_model(
     x_half, y_half = process.halves
     L, K = x_half.K, y_half.K
     M = round(math.log(p.shape[1], K))
-    levels, y = to_levels(torch.arange(L), L), states(K, M)
+    levels, y = to_levels(torch.arange(L, device=p.device), L), states(K, M).to(p.device)
     def model(z_t, t):
         alpha_bar = at(x_half.schedule.alpha_bar, t, 2)
         log_x = -(z_t[0] - alpha_bar.sqrt() * levels) ** 2 / (2 * (1 - alpha_bar))
@@ -170,7 +170,7 @@ def weighted_given_y(
     t = torch.full(y0.shape[:1], process.T, device=y0.device)
     pick = lambda log_p, y: torch.where(keep, log_p.gather(-1, y[..., None])[..., 0].double(), 0.).flatten(1).sum(-1)
     z_t = x_half.prior(x_shape, generator), torch.where(keep, y_half.q_sample(y0, t, generator), y_half.prior(y0.shape, generator))
-    log_w = pick(y_half.log_prior().expand(*y0.shape, -1) - y_half.log_row(y0, 0 * t, t), z_t[1])
+    log_w = pick(y_half.log_prior().to(y0.device).expand(*y0.shape, -1) - y_half.log_row(y0, 0 * t, t), z_t[1])
     for u in range(process.T, 0, -1):
         t, out = 0 * t + u, model(z_t, 0 * t + u)
         log_q, log_p = y_half.q_posterior(y0, z_t[1], t), y_half.p_posterior(out[1], z_t[1], t)

@@ -58,7 +58,7 @@ def index_of(
     K: int, # number of classes
 ) -> Tensor: # (...) their places in `states(K, D)`
     "The row of an example among all K^D."
-    return (x * K ** torch.arange(x.shape[-1] - 1, -1, -1)).sum(-1)
+    return (x * K ** torch.arange(x.shape[-1] - 1, -1, -1, device=x.device)).sum(-1)
 
 def all_positions(
     Q_st: Tensor, # (K, K) transition matrix of one position

@@ -51,7 +51,7 @@ def perfect_network(
     _need(process, Categorical, 'perfect_network')
     _check_listed(p_x0, process.classes, D)
     if isinstance(process, MaskJumps): return perfect_model(p_x0, process.K, D)
-    x0, log_p = states(process.K, D), (p_x0 / p_x0.sum()).double().log()
+    x0, log_p = states(process.K, D).to(p_x0.device), (p_x0 / p_x0.sum()).double().log()
     def model(x_t, t):
         log_q = process.log_column(x_t, 0 * t, t)[:, torch.arange(D), x0].sum(-1)
         p = (log_p + log_q).softmax(-1) @ F.one_hot(x0, process.K).double().flatten(1)
@@ -68,7 +68,7 @@ def perfect_gaussian(
     _need(process, Gaussian, 'perfect_gaussian')
     if process.channels != 1: raise DiscdiffError('the variance is learned; this network predicts means: use variance="posterior"')
     _check_listed(p_x0, process.K, D)
-    levels, log_p = to_levels(states(process.K, D), process.K), (p_x0 / p_x0.sum()).double().log()
+    levels, log_p = to_levels(states(process.K, D).to(p_x0.device), process.K), (p_x0 / p_x0.sum()).double().log()
     def model(x_t, t):
         scale, var = jump(process.schedule, 0 * t, t, 3)
         mean = (log_p + log_normal(x_t[:, None], scale * levels, var).sum(-1)).softmax(-1) @ levels
