@@ -199,7 +199,8 @@ class Absorbing(MaskJumps):
         check_classes(x0, self.classes), check_t(t, self.T)
         if len(t) != len(x_t): raise ShapeError(f't has shape {tuple(t.shape)} for {len(x_t)} examples; give one time per example')
         blank, out = check_reachable(x0, x_t, self.mask_id), check_logits(out, x_t, self.K)
-        return check_finite(absorbing_kl(out, x0, blank, self.w_one.to(t.device)[t]), 'L_t')
+        self.w_one = self.w_one.to(t.device)
+        return check_finite(absorbing_kl(out, x0, blank, self.w_one[t]), 'L_t')
     def L_T(self, x0): check_classes(x0, self.classes); return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
 
 # %% ../nbs/07_d3pm.ipynb #810d8972
@@ -244,6 +245,8 @@ class Walk(Categorical):
     "A class wanders, and ends anywhere: flat prior, float64. A subclass adds log_row, log_column, spread and thin (K19)."
     floor = 1e-300 # products of smaller numbers underflow
     thin: Tensor # (T+1,) whether Q_bar_t has entries below the floor
+    def here(self, x, *names): # tables move to where they are used, and stay there
+        for name in names: setattr(self, name, getattr(self, name).to(x.device))
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
     def prior(self, shape, generator=None):
         return torch.randint(self.K, shape, generator=generator, device=generator.device if generator else None)
@@ -292,11 +295,12 @@ class DiscretizedGaussian(GaussianTable):
         tail = -gap ** 2 / (2 * (at(self.var, t, gap.ndim) - at(self.var, s, gap.ndim)))
         return torch.where(Q > self.floor, Q.log(), tail.clamp(max=math.log(self.floor)))
     def log_steps(self, x, t): # (B, ..., K) log q(x_t | x_{t-1} = x)
+        self.here(x, 'log_stay', 'log_jump')
         n, last = (x.long()[..., None] - torch.arange(self.K, device=x.device)).abs(), (len(t), *[1] * (x.ndim - 1), self.K)
         return torch.where(n == 0, lookup(self.log_stay, t).reshape(last), lookup(self.log_jump, t).reshape(last).expand(n.shape).gather(-1, n))
     def log_row(self, x_s, s, t):
         if s.any(): return self.pairs(x_s, s, t, False)
-        self.half = self.half.to(x_s.device) # the table lives where it is used
+        self.here(x_s, 'half')
         log_Q, known = self.log_of(self.rows(self.half, x_s, t), x_s, s, t), t < len(self.log_half)
         if known.any(): log_Q[known] = self.rows(self.log_half, x_s[known], t[known])
         return log_Q
@@ -308,8 +312,8 @@ class DiscretizedGaussian(GaussianTable):
             Q[here] = (Q_uv.T if turned else Q_uv)[x[here].long()]
         return self.log_of(Q, x, s, t)
     def spread(self, p, s): # p Q_bar_s, the second half of the classes by turning the scale around
-        self.half, k = self.half.to(s.device), self.K // 2
-        half = lookup(self.half, s)
+        self.here(s, 'half')
+        half, k = lookup(self.half, s), self.K // 2
         return p[..., :self.K - k] @ half + (p[..., self.K - k:].flip(-1) @ half[:, :k]).flip(-1)
 
 # %% ../nbs/07_d3pm.ipynb #3db8d101
@@ -369,9 +373,10 @@ class NearestNeighbour(Walk):
         self.thin = self.log_first[self.d == far].min() + far * self.tau.log() < math.log(self.floor)
     def log_row(self, x_s, s, t):
         tau, x = at(self.tau, t, x_s.ndim + 1) - at(self.tau, s, x_s.ndim + 1), x_s.long()
-        lam, V, d, log_first, rho = (a.to(x.device) for a in (self.lam, self.V, self.d, self.log_first, self.rho))
-        Q = (V[x] * torch.where(lam == 0, 1., (tau * lam).exp())) @ V.T
-        tail = log_first[x] + d[x] * tau.log() + torch.where(rho[x] > 0, (tau * rho[x]).clamp(min=0).log1p(), tau * rho[x])
+        self.here(x, 'lam', 'V', 'd', 'log_first', 'rho')
+        Q = (self.V[x] * torch.where(self.lam == 0, 1., (tau * self.lam).exp())) @ self.V.T
+        rho = tau * self.rho[x]
+        tail = self.log_first[x] + self.d[x] * tau.log() + torch.where(rho > 0, rho.clamp(min=0).log1p(), rho)
         return torch.where(Q > self.trust, Q.log(), tail.clamp(max=math.log(self.trust)))
     def log_column(self, x_t, s, t): return self.log_row(x_t, s, t)
     def spread(self, p, s): # p Q_bar_s from whole rows, a few examples at a time

@@ -186,7 +186,8 @@ class Multinomial(Categorical):
         return torch.logaddexp(log_p + b.log().to(log_p), ((1 - b) / self.K).log().to(log_p))
     def L_t(self, out, x0, x_t, t):
         s = checked_step(self, x_t, t, x0=x0)
-        kl = uniform_kl(check_logits(out, x_t, self.K), x0, x_t, self.coefficients.to(s.device)[s].view(-1, *[1] * (x0.ndim - 1), 3, 4))
+        self.coefficients = self.coefficients.to(s.device)
+        kl = uniform_kl(check_logits(out, x_t, self.K), x0, x_t, self.coefficients[s].view(-1, *[1] * (x0.ndim - 1), 3, 4))
         return check_finite(kl.flatten(1).sum(-1), 'L_t')
     def prior(self, shape, generator=None):
         return torch.randint(self.K, shape, generator=generator, device=generator.device if generator else None)
