@@ -226,7 +226,7 @@ def elbo(
     generator: torch.Generator | None = None, # on x0's device
     batch_size: int = 512, # examples per call of the network, for memory
     cond: dict | None = None, # what else the network reads, name: (B, ...) tensor
-) -> dict: # nats: `L_T`, `L_t` (T+1,), `L_0`, `total`, `total_se`, `each` (B,); and `bits_per_dim`, `bits_per_dim_se`
+) -> dict: # nats: `L_T`, `L_t` (T+1,), `L_0`, `total`, `total_se`, `each` (B,); `count` (T+1,) of the draws; `bits_per_dim`, `bits_per_dim_se`
     "The negative ELBO of held-out data, every t or by strata, with its standard error over the examples (K6, A9). Raises TimeError, DataError."
     T, n_t = process.T, process.T if n_t is None else n_t
     if not (N := len(parts(x0)[0])): raise DataError('x0 is empty: there is nothing to take a bound of')
@@ -240,7 +240,7 @@ def elbo(
         L = process.L_t(model(x_t, t, **given), x, x_t, t).double()
         total[i:i + batch_size] += L * (T / n_t)
         L_t.index_add_(0, t, L), count.index_add_(0, t, torch.ones_like(L))
-    return _summary(total, L_T, L_t / count, sum(part[0].numel() for part in parts(x0)))
+    return dict(_summary(total, L_T, L_t / count, sum(part[0].numel() for part in parts(x0))), count=count)
 
 # %% ../nbs/00_core.ipynb #f5b25940
 def _summary(total, L_T, L_t, D):
