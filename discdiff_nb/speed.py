@@ -33,9 +33,10 @@ def seconds(calls: dict[str, Callable], rounds: int = 15) -> dict: # as in in_tu
 # %% ../nbs/26_speed.ipynb #dd6de92c
 def peak_bytes(
     call: Callable, # function without arguments
-) -> int: # bytes, of the GPU where there is one, else of the CPU
+    device: str = 'cpu', # whose memory, 'cpu' or 'cuda'
+) -> int: # bytes
     "Most memory that tensors made during a call occupy at once."
-    if torch.cuda.is_available():
+    if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         level, result = torch.cuda.memory_allocated(), call()
         return torch.cuda.max_memory_allocated() - level
