@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['uniform_Q', 'absorbing_Q', 'log_q_path', 'Q_bar', 'matrix_posterior', 'matrix_step', 'matrix_likelihood',
            'matrix_elbo', 'log_mask_jump', 'reveal_probability', 'check_reachable', 'absorbing_kl', 'log_reveal',
-           'no_mask', 'MaskJumps', 'Absorbing', 'gaussian_steps', 'gaussian_Q', 'log_product', 'lookup', 'Walk',
-           'GaussianTable', 'DiscretizedGaussian', 'knn_graph', 'nearest_Q', 'first_terms', 'NearestNeighbour',
-           'logistic_logits', 'hybrid_loss', 'hybrid', 'terminal_tv', 'calibrate', 'information',
-           'information_schedule']
+           'no_mask', 'MaskJumps', 'Absorbing', 'gaussian_steps', 'gaussian_Q', 'log_product', 'Walk', 'GaussianTable',
+           'DiscretizedGaussian', 'knn_graph', 'nearest_Q', 'first_terms', 'NearestNeighbour', 'logistic_logits',
+           'hybrid_loss', 'hybrid', 'terminal_tv', 'calibrate', 'information', 'information_schedule']
 
 # %% ../nbs/07_d3pm.ipynb #82faa3ec
 import copy
@@ -233,20 +232,14 @@ def log_product(
     run = (lambda rows: checkpoint(part, rows, use_reentrant=False)) if log_p.requires_grad else part
     return torch.cat([run(rows) for rows in log_p.split(max(1, 2 ** 17 // log_Q.numel()))])
 
-def lookup(
-    table: Tensor, # (T+1, ...) wherever it is kept
-    t: Tensor, # (B,) times
-) -> Tensor: # (B, ...) on t's device
-    "The rows of a large table that a batch needs; the table itself stays where it is."
-    return table[t.to(table.device)].to(t.device)
-
 # %% ../nbs/07_d3pm.ipynb #83b94286
 class Walk(Categorical):
     "A class wanders, and ends anywhere: flat prior, float64. A subclass adds log_row, log_column, spread and thin (K19)."
     floor = 1e-300 # products of smaller numbers underflow
     thin: Tensor # (T+1,) whether Q_bar_t has entries below the floor
-    def here(self, x, *names): # tables move to where they are used, and stay there
+    def here(self, x, *names): # tables, moved to where they are used, where they stay
         for name in names: setattr(self, name, getattr(self, name).to(x.device))
+        return [getattr(self, name) for name in names]
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
     def prior(self, shape, generator=None):
         return torch.randint(self.K, shape, generator=generator, device=generator.device if generator else None)
@@ -254,7 +247,7 @@ class Walk(Categorical):
         return super().p_posterior(check_logits(out, x_t, self.K).double(), x_t, t, s)
     def log_mix(self, log_p, s):
         flat, first = log_p.reshape(len(s), -1, self.K), (s == 0)[:, None]
-        low = lookup(self.thin, s)[:, None] & (flat.amin(-1) < math.log(self.K * self.floor)) & ~first
+        low = self.here(s, 'thin')[0][s][:, None] & (flat.amin(-1) < math.log(self.K * self.floor)) & ~first
         mixed = self.spread(torch.where((low | first)[..., None], 1 / self.K, flat.exp()), s).log()
         for u in s[low.any(-1)].unique():
             here, every = low & (s == u)[:, None], torch.arange(self.K, device=s.device)[None]
@@ -279,9 +272,9 @@ class GaussianTable(Walk):
         log_Q = torch.cat([self.log_jump[t].flip(0), self.log_jump[t, 1:]]).unfold(0, self.K, 1).flip(0)
         log_Q.diagonal().copy_(self.log_stay[t])
         return log_Q
-    def rows(self, half, x, t): # (B, ..., K) rows x of Q_bar_t, from half of them
+    def rows(self, half, x, t): # (B, ..., K) rows x of Q_bar_t, from half of them, in the table of that name
         b, near = torch.arange(len(t), device=t.device).reshape(-1, *[1] * (x.ndim - 1)), torch.minimum(x, self.K - 1 - x).long()
-        rows = lookup(half, t)[b, near]
+        rows = self.here(x, half)[0][t][b, near]
         return torch.where((x == near)[..., None], rows, rows.flip(-1))
     def between(self, s: int, t: int): # (K, K) Q_{s+1} ... Q_t
         if s == 0: return torch.cat([self.half[t], self.half[t, :self.K // 2].flip(0, 1)])
@@ -295,14 +288,13 @@ class DiscretizedGaussian(GaussianTable):
         tail = -gap ** 2 / (2 * (at(self.var, t, gap.ndim) - at(self.var, s, gap.ndim)))
         return torch.where(Q > self.floor, Q.log(), tail.clamp(max=math.log(self.floor)))
     def log_steps(self, x, t): # (B, ..., K) log q(x_t | x_{t-1} = x)
-        self.here(x, 'log_stay', 'log_jump')
-        n, last = (x.long()[..., None] - torch.arange(self.K, device=x.device)).abs(), (len(t), *[1] * (x.ndim - 1), self.K)
-        return torch.where(n == 0, lookup(self.log_stay, t).reshape(last), lookup(self.log_jump, t).reshape(last).expand(n.shape).gather(-1, n))
+        n = (x.long()[..., None] - torch.arange(self.K, device=x.device)).abs()
+        stay, jump = (table[t].reshape(len(t), *[1] * (x.ndim - 1), self.K) for table in self.here(x, 'log_stay', 'log_jump'))
+        return torch.where(n == 0, stay, jump.expand(n.shape).gather(-1, n))
     def log_row(self, x_s, s, t):
         if s.any(): return self.pairs(x_s, s, t, False)
-        self.here(x_s, 'half')
-        log_Q, known = self.log_of(self.rows(self.half, x_s, t), x_s, s, t), t < len(self.log_half)
-        if known.any(): log_Q[known] = self.rows(self.log_half, x_s[known], t[known])
+        log_Q, known = self.log_of(self.rows('half', x_s, t), x_s, s, t), t < len(self.log_half)
+        if known.any(): log_Q[known] = self.rows('log_half', x_s[known], t[known])
         return log_Q
     def log_column(self, x_t, s, t): return self.log_steps(x_t, t) if (s == t - 1).all() else self.pairs(x_t, s, t, True)
     def pairs(self, x, s, t, turned): # rows or, turned, columns at any two times: one matrix for each pair that occurs
@@ -312,8 +304,7 @@ class DiscretizedGaussian(GaussianTable):
             Q[here] = (Q_uv.T if turned else Q_uv)[x[here].long()]
         return self.log_of(Q, x, s, t)
     def spread(self, p, s): # p Q_bar_s, the second half of the classes by turning the scale around
-        self.here(s, 'half')
-        half, k = lookup(self.half, s), self.K // 2
+        half, k = self.here(s, 'half')[0][s], self.K // 2
         return p[..., :self.K - k] @ half + (p[..., self.K - k:].flip(-1) @ half[:, :k]).flip(-1)
 
 # %% ../nbs/07_d3pm.ipynb #3db8d101
@@ -373,10 +364,9 @@ class NearestNeighbour(Walk):
         self.thin = self.log_first[self.d == far].min() + far * self.tau.log() < math.log(self.floor)
     def log_row(self, x_s, s, t):
         tau, x = at(self.tau, t, x_s.ndim + 1) - at(self.tau, s, x_s.ndim + 1), x_s.long()
-        self.here(x, 'lam', 'V', 'd', 'log_first', 'rho')
-        Q = (self.V[x] * torch.where(self.lam == 0, 1., (tau * self.lam).exp())) @ self.V.T
-        rho = tau * self.rho[x]
-        tail = self.log_first[x] + self.d[x] * tau.log() + torch.where(rho > 0, rho.clamp(min=0).log1p(), rho)
+        lam, V, d, log_first, rho = self.here(x, 'lam', 'V', 'd', 'log_first', 'rho')
+        Q = (V[x] * torch.where(lam == 0, 1., (tau * lam).exp())) @ V.T
+        tail = log_first[x] + d[x] * tau.log() + torch.where(rho[x] > 0, (tau * rho[x]).clamp(min=0).log1p(), tau * rho[x])
         return torch.where(Q > self.trust, Q.log(), tail.clamp(max=math.log(self.trust)))
     def log_column(self, x_t, s, t): return self.log_row(x_t, s, t)
     def spread(self, p, s): # p Q_bar_s from whole rows, a few examples at a time
