@@ -284,8 +284,7 @@ class GaussianTable(Walk):
 class DiscretizedGaussian(GaussianTable):
     "Ordered classes that jump like a Gaussian, scaled with K (Austin et al. 2021, A.2.3; K19). Raises ScheduleError, ClassError."
     def log_of(self, Q, x, s, t): # the log of rows or columns at x, continued below the floor
-        gap = (x[..., None] - torch.arange(self.K, device=x.device)).double()
-        tail = -gap ** 2 / (2 * (at(self.var, t, gap.ndim) - at(self.var, s, gap.ndim)))
+        tail = -(x[..., None] - torch.arange(self.K, device=x.device)).double() ** 2 / (2 * (at(self.var, t, x.ndim + 1) - at(self.var, s, x.ndim + 1)))
         return torch.where(Q > self.floor, Q.log(), tail.clamp(max=math.log(self.floor)))
     def log_steps(self, x, t): # (B, ..., K) log q(x_t | x_{t-1} = x)
         n = (x.long()[..., None] - torch.arange(self.K, device=x.device)).abs()
