@@ -1,6 +1,8 @@
 """Everything on another device than the CPU, without one: elsewhere.py pretends, and a tensor or generator of the wrong device raises as on a GPU."""
 
+import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from discdiff_nb.nets import Transformer, UNet, chain_nll, chain_sample
 from discdiff_nb.train import fit, held_out_bits
 
 K, T, B, D = 5, 12, 4, 6
+NBS = Path(__file__).resolve().parent.parent / 'nbs'
 
 
 def seed(n=0): return torch.Generator('cuda').manual_seed(n)
@@ -144,6 +147,20 @@ def test_numbers():
         real, fake = (torch.randn(60, 4, generator=seed(n), device='cuda') for n in (1, 2))
         assert absorbing.continuous_elbo(mask(), zeros(K + 1), classes(B, D), 3, seed())['total'] > 0
         assert metrics.scores(real, fake)['FD'] > 0 and metrics.frechet_infinity(real, fake, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize('name', ['20_fashion_mnist', '21_text'])
+def test_chapter(name, monkeypatch):
+    "The tiny size of the final notebooks, where they would find a GPU."
+    monkeypatch.setenv('MPLBACKEND', 'agg')
+    monkeypatch.chdir(NBS)
+    names = {}
+    with pretended():
+        for cell in json.loads((NBS / f'{name}.ipynb').read_text())['cells']:
+            code = ''.join(cell['source'])
+            if '#| slow' in code: break
+            if cell['cell_type'] == 'code' and 'eval: false' not in code: exec(compile(code, name, 'exec'), names)
+        assert names['device']() == 'cuda' and 'origin' in names['log']
 
 
 def test_the_pretence():
