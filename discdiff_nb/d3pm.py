@@ -240,18 +240,22 @@ class Walk(Categorical):
     def here(self, x, *names): # tables, moved to where they are used, where they stay
         for name in names: setattr(self, name, getattr(self, name).to(x.device))
         return [getattr(self, name) for name in names]
+    def every(self, s): return torch.arange(self.K, device=s.device).expand(len(s), -1)
+    def log_of(self, Q, far, tail, x): # log Q, and where it is too small to be trusted, a formula of example, row and column
+        log_Q, at_far = Q.log(), far.nonzero(as_tuple=True)
+        log_Q[at_far] = tail(at_far[0], x[at_far[:-1]].long(), at_far[-1])
+        return log_Q
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
-    def prior(self, shape, generator=None):
-        return torch.randint(self.K, shape, generator=generator, device=generator.device if generator else None)
+    def prior(self, shape, generator=None): return torch.randint(self.K, shape, generator=generator, device=generator.device if generator else None)
     def p_posterior(self, out, x_t, t, s=None):
         return super().p_posterior(check_logits(out, x_t, self.K).double(), x_t, t, s)
     def log_mix(self, log_p, s):
         flat, first = log_p.reshape(len(s), -1, self.K), (s == 0)[:, None]
         low = self.here(s, 'thin')[0][s][:, None] & (flat.amin(-1) < math.log(self.K * self.floor)) & ~first
         mixed = self.spread(torch.where((low | first)[..., None], 1 / self.K, flat.exp()), s).log()
-        for u in s[low.any(-1)].unique():
-            here, every = low & (s == u)[:, None], torch.arange(self.K, device=s.device)[None]
-            mixed[here] = log_product(flat[here], self.log_row(every, 0 * u[None], u[None])[0])
+        for u in s[low.any(-1)].unique()[:, None]:
+            here = low & (s == u)[:, None]
+            mixed[here] = log_product(flat[here], self.log_row(self.every(u), 0 * u, u)[0])
         return torch.where(first[..., None], flat, mixed).reshape(log_p.shape)
 
 # %% ../nbs/07_d3pm.ipynb #e49de26e
@@ -283,16 +287,16 @@ class GaussianTable(Walk):
 # %% ../nbs/07_d3pm.ipynb #d79ea7f3
 class DiscretizedGaussian(GaussianTable):
     "Ordered classes that jump like a Gaussian, scaled with K (Austin et al. 2021, A.2.3; K19). Raises ScheduleError, ClassError."
-    def log_of(self, Q, x, s, t): # the log of rows or columns at x, continued below the floor
-        tail = -(x[..., None] - torch.arange(self.K, device=x.device)).double() ** 2 / (2 * (at(self.var, t, x.ndim + 1) - at(self.var, s, x.ndim + 1)))
-        return torch.where(Q > self.floor, Q.log(), tail.clamp(max=math.log(self.floor)))
+    def bell(self, Q, x, s, t): # the log of rows or columns at x, continued below the floor
+        var = at(self.var, t, 1) - at(self.var, s, 1)
+        return self.log_of(Q, Q <= self.floor, lambda b, i, j: (-(i - j).double() ** 2 / (2 * var[b])).clamp(max=math.log(self.floor)), x)
     def log_steps(self, x, t): # (B, ..., K) log q(x_t | x_{t-1} = x)
         n = (x.long()[..., None] - torch.arange(self.K, device=x.device)).abs()
         stay, jump = (table[t].reshape(len(t), *[1] * (x.ndim - 1), self.K) for table in self.here(x, 'log_stay', 'log_jump'))
         return torch.where(n == 0, stay, jump.expand(n.shape).gather(-1, n))
     def log_row(self, x_s, s, t):
         if s.any(): return self.pairs(x_s, s, t, False)
-        log_Q, known = self.log_of(self.rows('half', x_s, t), x_s, s, t), t < len(self.log_half)
+        log_Q, known = self.bell(self.rows('half', x_s, t), x_s, s, t), t < len(self.log_half)
         if known.any(): log_Q[known] = self.rows('log_half', x_s[known], t[known])
         return log_Q
     def log_column(self, x_t, s, t): return self.log_steps(x_t, t) if (s == t - 1).all() else self.pairs(x_t, s, t, True)
@@ -301,7 +305,7 @@ class DiscretizedGaussian(GaussianTable):
         for u, v in {*zip(s.tolist(), t.tolist())}:
             Q_uv, here = self.between(u, v).to(x.device), (s == u) & (t == v)
             Q[here] = (Q_uv.T if turned else Q_uv)[x[here].long()]
-        return self.log_of(Q, x, s, t)
+        return self.bell(Q, x, s, t)
     def spread(self, p, s): # p Q_bar_s, the second half of the classes by turning the scale around
         half, k = self.here(s, 'half')[0][s], self.K // 2
         return p[..., :self.K - k] @ half + (p[..., self.K - k:].flip(-1) @ half[:, :k]).flip(-1)
@@ -346,6 +350,10 @@ def first_terms(
     if (d < 0).any(): raise DataError(f'the graph falls apart: {int((d[0] < 0).sum())} classes cannot be reached from class 0; raise k')
     return d, log_first, rho
 
+def _two_terms(tau, d, log_first, rho):
+    "Log of the first two terms after tau units of time; a second one below 0 is put into an exponent."
+    return log_first + d * tau.log() + torch.where(rho > 0, (tau * rho).clamp(min=0).log1p(), tau * rho)
+
 # %% ../nbs/07_d3pm.ipynb #4518446f
 class NearestNeighbour(Walk):
     "Classes that walk on a k-nearest-neighbour graph (Austin et al. 2021, A.2.4; K19). Raises DataError, ShapeError, ScheduleError."
@@ -362,15 +370,15 @@ class NearestNeighbour(Walk):
         self.lam[-1], far = 0, self.d.max()
         self.thin = self.log_first[self.d == far].min() + far * self.tau.log() < math.log(self.floor)
     def log_row(self, x_s, s, t):
-        tau, x = at(self.tau, t, x_s.ndim + 1) - at(self.tau, s, x_s.ndim + 1), x_s.long()
-        lam, V, d, log_first, rho = self.here(x, 'lam', 'V', 'd', 'log_first', 'rho')
-        Q = (V[x] * torch.where(lam == 0, 1., (tau * lam).exp())) @ V.T
-        tail = log_first[x] + d[x] * tau.log() + torch.where(rho[x] > 0, (tau * rho[x]).clamp(min=0).log1p(), tau * rho[x])
-        return torch.where(Q > self.trust, Q.log(), tail.clamp(max=math.log(self.trust)))
+        if math.prod(x_s.shape[1:]) > self.K: return self.log_row(self.every(s), s, t)[torch.arange(len(s)).reshape(-1, *[1] * (x_s.ndim - 1)), x_s.long()]
+        tau, (lam, V) = at(self.tau, t, x_s.ndim + 1) - at(self.tau, s, x_s.ndim + 1), self.here(x_s, 'lam', 'V')
+        Q = (V[x_s.long()] * torch.where(lam == 0, 1., (tau * lam).exp())) @ V.T
+        first = self.here(x_s, 'd', 'log_first', 'rho')
+        return self.log_of(Q, Q <= self.trust, lambda b, i, j: _two_terms(tau.flatten()[b], *(a[i, j] for a in first)).clamp(max=math.log(self.trust)), x_s)
     def log_column(self, x_t, s, t): return self.log_row(x_t, s, t)
     def spread(self, p, s): # p Q_bar_s from whole rows, a few examples at a time
-        every, size = torch.arange(self.K, device=s.device)[None], max(1, 2 ** 22 // self.K ** 2)
-        return torch.cat([q @ self.log_row(every.expand(len(u), -1), 0 * u, u).exp() for q, u in zip(p.split(size), s.split(size))])
+        size = max(1, 2 ** 22 // self.K ** 2)
+        return torch.cat([q @ self.log_row(self.every(u), 0 * u, u).exp() for q, u in zip(p.split(size), s.split(size))])
 
 # %% ../nbs/07_d3pm.ipynb #2416b0d8
 def logistic_logits(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'style', 'pixels', 'grid', 'show_grid', 'show_strip', 'save_image', 'save_png', 'save_gif', 'plot_loss',
-           'plot_elbo', 'save_figure', 'plot_pmfs', 'plot_matrix', 'plot_bars', 'slider_figure', 'posterior_table',
-           'posterior_slider']
+           'plot_elbo', 'save_figure', 'plot_pmfs', 'plot_matrix', 'plot_bars', 'table', 'slider_figure',
+           'posterior_table', 'posterior_slider']
 
 # %% ../nbs/03_viz.ipynb #8eec93e7
 import base64
@@ -229,7 +229,18 @@ def plot_bars(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/03_viz.ipynb #b6b36c92
+# %% ../nbs/03_viz.ipynb #60dab866
+def table(
+    rows: dict, # name of a row: dict, name of a column: what stands there
+    corner: str = '', # what stands over the rows' names
+) -> str: # Markdown
+    "Rows of words and numbers, set to the right; what a row lacks stays blank. Raises DataError."
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    if not columns: raise DataError('a table without columns; give at least one row that holds something')
+    lines = [[corner, *columns], [':--'] + ['--:'] * len(columns)] + [[name, *(row.get(c, '') for c in columns)] for name, row in rows.items()]
+    return '\n'.join('| ' + ' | '.join(str(x).replace('|', '\\|') for x in line) + ' |' for line in lines)
+
+# %% ../nbs/03_viz.ipynb #bb3c22e7
 def slider_figure(
     figures: list, # matplotlib figures, in order; they are closed
     labels: list, # one per figure
@@ -248,7 +259,7 @@ def slider_figure(
     return (f'<figure>{"".join(images)}<br><input type="range" min="0" max="{len(images) - 1}" value="0" style="width:60%" '
             f'aria-label="choose a picture" oninput="{script}"> <output>{labels[0]}</output></figure>')
 
-# %% ../nbs/03_viz.ipynb #9f73ded3
+# %% ../nbs/03_viz.ipynb #7b0b31c5
 def posterior_table(
     process, # a categorical process: T, K, q_posterior, and mask_id where there is one
 ) -> dict: # classes `x0`, `x_t`; `mask`, K - 1 or None; `q`: [x_t other, x_t = x_0], each (T, K) whole numbers, thousandths
@@ -263,7 +274,7 @@ def posterior_table(
         tables.append((1000 * q).round().int().tolist())
     return dict(x0=x0, x_t=x_t, mask=mask, q=tables)
 
-# %% ../nbs/03_viz.ipynb #ee700fb7
+# %% ../nbs/03_viz.ipynb #2d932ecd
 def _place(i: int, K: int, p: float) -> tuple:
     "Left edge, top, width and height of bar i; the plot spans 34..514 by 16..152 (probability 1..0)."
     return 34 + 480 * (i + 0.1) / K, 152 - 136 * p, 480 * 0.8 / K, 136 * p
@@ -278,7 +289,7 @@ def _bars(p: list, n: int) -> str:
                    f'<text data-p x="{x + w / 2:.1f}" y="{y - 3:.1f}">{p[i] / 1000 if i < K and p[i] > 4 else ""}</text>')
     return ''.join(out)
 
-# %% ../nbs/03_viz.ipynb #bbe8a5dc
+# %% ../nbs/03_viz.ipynb #55c01489
 _MOVE_BARS = '''const f = this, named = n => f.querySelector(`[name=${n}]`), all = s => f.querySelectorAll(s);
 const kernel = named('kernel').value, K = +named('K').value, t = +named('t').value, same = named('same').checked;
 const c = JSON.parse(f.dataset.tables)[kernel][K], q = c.q[+same][t - 1], seen = same ? c.x0 : c.x_t;
@@ -291,7 +302,7 @@ const words = `q(x_${t - 1} | x_${t} = ${name(seen)}, x_0 = ${c.x0}), ${kernel},
 f.querySelector('output').textContent = words;
 set(f.querySelector('svg'), {'aria-label': words + ': ' + q.map((p, i) => p > 4 ? `${name(i)} has ${p / 1000}` : '').filter(Boolean).join(', ')});'''
 
-# %% ../nbs/03_viz.ipynb #396de406
+# %% ../nbs/03_viz.ipynb #33a90e9a
 def _controls(kernels: list, Ks: list, T: int, t: int) -> str:
     "Kernel, K, x_t = x_0 and t, each with its words; native, so that the keyboard works."
     def choice(name, values): return f'<select name="{name}">' + ''.join(f'<option>{html.escape(str(v))}</option>' for v in values) + '</select>'
@@ -310,7 +321,7 @@ def _svg(table: dict, t: int, n: int, words: str) -> str:
     return (f'<svg viewBox="0 0 520 202" role="img" aria-label="{label}" style="width:100%;max-width:720px;display:block" '
             f'font-family="sans-serif" font-size="10" fill="#333" text-anchor="middle">{lines}{_bars(q, n)}{marks}</svg>')
 
-# %% ../nbs/03_viz.ipynb #46f89ac7
+# %% ../nbs/03_viz.ipynb #30388fdc
 def posterior_slider(
     kernels: dict, # name: function of K that returns a categorical process; the same T for all
     Ks: tuple = (4, 8, 12, 16), # numbers of classes to choose from
