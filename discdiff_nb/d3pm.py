@@ -6,8 +6,9 @@
 __all__ = ['uniform_Q', 'absorbing_Q', 'log_q_path', 'Q_bar', 'matrix_posterior', 'matrix_step', 'matrix_likelihood',
            'matrix_elbo', 'log_mask_jump', 'reveal_probability', 'check_reachable', 'absorbing_kl', 'log_reveal',
            'no_mask', 'MaskJumps', 'Absorbing', 'gaussian_steps', 'gaussian_Q', 'log_product', 'Walk', 'GaussianTable',
-           'DiscretizedGaussian', 'knn_graph', 'nearest_Q', 'first_terms', 'NearestNeighbour', 'logistic_logits',
-           'hybrid_loss', 'hybrid', 'terminal_tv', 'calibrate', 'information', 'information_schedule']
+           'DiscretizedGaussian', 'knn_graph', 'nearest_Q', 'first_terms', 'GraphTable', 'NearestNeighbour',
+           'logistic_logits', 'hybrid_loss', 'hybrid', 'terminal_tv', 'calibrate', 'information',
+           'information_schedule']
 
 # %% ../nbs/07_d3pm.ipynb #82faa3ec
 import copy
@@ -232,19 +233,21 @@ def log_product(
     run = (lambda rows: checkpoint(part, rows, use_reentrant=False)) if log_p.requires_grad else part
     return torch.cat([run(rows) for rows in log_p.split(max(1, 2 ** 17 // log_Q.numel()))])
 
+def _log_where(Q, far, tail, x):
+    "log Q, rows of the classes x; where it is too small to be trusted, a formula of example, row and column."
+    log_Q, at_far = Q.log(), far.nonzero(as_tuple=True)
+    log_Q[at_far] = tail(at_far[0], x[at_far[:-1]].long(), at_far[-1])
+    return log_Q
+
 # %% ../nbs/07_d3pm.ipynb #83b94286
 class Walk(Categorical):
-    "A class wanders, and ends anywhere: flat prior, float64. A subclass adds log_row, log_column, spread and thin (K19)."
+    "A class wanders, and ends anywhere: flat prior, float64. A subclass adds log_row, log_column and thin (K19)."
     floor = 1e-300 # products of smaller numbers underflow
     thin: Tensor # (T+1,) whether Q_bar_t has entries below the floor
     def here(self, x, *names): # tables, moved to where they are used, where they stay
         for name in names: setattr(self, name, getattr(self, name).to(x.device))
         return [getattr(self, name) for name in names]
     def every(self, s): return torch.arange(self.K, device=s.device).expand(len(s), -1)
-    def log_of(self, Q, far, tail, x): # log Q, and where it is too small to be trusted, a formula of example, row and column
-        log_Q, at_far = Q.log(), far.nonzero(as_tuple=True)
-        log_Q[at_far] = tail(at_far[0], x[at_far[:-1]].long(), at_far[-1])
-        return log_Q
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
     def prior(self, shape, generator=None): return torch.randint(self.K, shape, generator=generator, device=generator.device if generator else None)
     def p_posterior(self, out, x_t, t, s=None):
@@ -257,6 +260,9 @@ class Walk(Categorical):
             here = low & (s == u)[:, None]
             mixed[here] = log_product(flat[here], self.log_row(self.every(u), 0 * u, u)[0])
         return torch.where(first[..., None], flat, mixed).reshape(log_p.shape)
+    def spread(self, p, s): # p Q_bar_s from whole rows, a few examples at a time
+        size = max(1, 2 ** 22 // self.K ** 2)
+        return torch.cat([q @ self.log_row(self.every(u), 0 * u, u).exp() for q, u in zip(p.split(size), s.split(size))])
 
 # %% ../nbs/07_d3pm.ipynb #e49de26e
 class GaussianTable(Walk):
@@ -289,7 +295,7 @@ class DiscretizedGaussian(GaussianTable):
     "Ordered classes that jump like a Gaussian, scaled with K (Austin et al. 2021, A.2.3; K19). Raises ScheduleError, ClassError."
     def bell(self, Q, x, s, t): # the log of rows or columns at x, continued below the floor
         var = at(self.var, t, 1) - at(self.var, s, 1)
-        return self.log_of(Q, Q <= self.floor, lambda b, i, j: (-(i - j).double() ** 2 / (2 * var[b])).clamp(max=math.log(self.floor)), x)
+        return _log_where(Q, Q <= self.floor, lambda b, i, j: (-(i - j).double() ** 2 / (2 * var[b])).clamp(max=math.log(self.floor)), x)
     def log_steps(self, x, t): # (B, ..., K) log q(x_t | x_{t-1} = x)
         n = (x.long()[..., None] - torch.arange(self.K, device=x.device)).abs()
         stay, jump = (table[t].reshape(len(t), *[1] * (x.ndim - 1), self.K) for table in self.here(x, 'log_stay', 'log_jump'))
@@ -354,9 +360,9 @@ def _two_terms(tau, d, log_first, rho):
     "Log of the first two terms after tau units of time; a second one below 0 is put into an exponent."
     return log_first + d * tau.log() + torch.where(rho > 0, (tau * rho).clamp(min=0).log1p(), tau * rho)
 
-# %% ../nbs/07_d3pm.ipynb #4518446f
-class NearestNeighbour(Walk):
-    "Classes that walk on a k-nearest-neighbour graph (Austin et al. 2021, A.2.4; K19). Raises DataError, ShapeError, ScheduleError."
+# %% ../nbs/07_d3pm.ipynb #48f06f48
+class GraphTable(Walk):
+    "Eigenvectors of a walk on a nearest-neighbour graph, and its first terms: (K, K) numbers, float64 (K19). Raises DataError, ShapeError, ScheduleError."
     trust = 1e-11 # entries of an eigendecomposition below this are rounding
     def __init__(self,
         embeddings: Tensor, # (K, d) one vector per class; K >= 2
@@ -369,18 +375,26 @@ class NearestNeighbour(Walk):
         self.lam, self.V = torch.linalg.eigh(A - torch.diag(A.sum(1)))
         self.lam[-1], far = 0, self.d.max()
         self.thin = self.log_first[self.d == far].min() + far * self.tau.log() < math.log(self.floor)
+    def after(self, p, tau): # p V e^(tau lambda) V^T, from p V
+        lam, V = self.here(p, 'lam', 'V')
+        return (p * torch.where(lam == 0, 1., (tau * lam).exp())) @ V.T
+
+# %% ../nbs/07_d3pm.ipynb #c4417fce
+class NearestNeighbour(GraphTable):
+    "Classes that walk on a k-nearest-neighbour graph (Austin et al. 2021, A.2.4; K19). Raises DataError, ShapeError, ScheduleError."
     def log_row(self, x_s, s, t):
         if math.prod(x_s.shape[1:]) > self.K: return self.log_row(self.every(s), s, t)[torch.arange(len(s)).reshape(-1, *[1] * (x_s.ndim - 1)), x_s.long()]
-        tau, (lam, V) = at(self.tau, t, x_s.ndim + 1) - at(self.tau, s, x_s.ndim + 1), self.here(x_s, 'lam', 'V')
-        Q = (V[x_s.long()] * torch.where(lam == 0, 1., (tau * lam).exp())) @ V.T
-        first = self.here(x_s, 'd', 'log_first', 'rho')
-        return self.log_of(Q, Q <= self.trust, lambda b, i, j: _two_terms(tau.flatten()[b], *(a[i, j] for a in first)).clamp(max=math.log(self.trust)), x_s)
+        tau, (V, *first) = at(self.tau, t, x_s.ndim + 1) - at(self.tau, s, x_s.ndim + 1), self.here(x_s, 'V', 'd', 'log_first', 'rho')
+        Q = self.after(V[x_s.long()], tau)
+        return _log_where(Q, Q <= self.trust, lambda b, i, j: _two_terms(tau.flatten()[b], *(a[i, j] for a in first)).clamp(max=math.log(self.trust)), x_s)
     def log_column(self, x_t, s, t): return self.log_row(x_t, s, t)
-    def spread(self, p, s): # p Q_bar_s from whole rows, a few examples at a time
-        size = max(1, 2 ** 22 // self.K ** 2)
-        return torch.cat([q @ self.log_row(self.every(u), 0 * u, u).exp() for q, u in zip(p.split(size), s.split(size))])
+    def spread(self, p, s): # by eigenvectors where rows are few; by whole rows where that is rounding
+        if p.shape[1] > self.K: return super().spread(p, s)
+        mixed = self.after(p @ self.here(p, 'V')[0], at(self.tau, s, 3))
+        far = (mixed <= self.trust).flatten(1).any(1)
+        return mixed.index_put((far,), super().spread(p[far], s[far])) if far.any() else mixed
 
-# %% ../nbs/07_d3pm.ipynb #2416b0d8
+# %% ../nbs/07_d3pm.ipynb #f032949e
 def logistic_logits(
     mu: Tensor, # (...) place on the scale where level 0 is -1 and level K-1 is 1
     log_scale: Tensor, # (...) log of the logistic's scale, in the same unit
@@ -392,7 +406,7 @@ def logistic_logits(
     half_h = (-log_scale[..., None]).exp() / (2 * (K - 1))
     return -sum(torch.logaddexp(x, -x) for x in (half_a + half_h, half_a - half_h))
 
-# %% ../nbs/07_d3pm.ipynb #28030fc6
+# %% ../nbs/07_d3pm.ipynb #f7a5b27b
 def hybrid_loss(
     process: Process, # one whose network returns logits of x_0
     out: Tensor, # (B, ..., K) the network's logits
@@ -416,7 +430,7 @@ def hybrid(
     mixed.loss = lambda out, x0, x_t, t: hybrid_loss(process, out, x0, x_t, t, weight)
     return mixed
 
-# %% ../nbs/07_d3pm.ipynb #99cd0edd
+# %% ../nbs/07_d3pm.ipynb #67ba0c0e
 def terminal_tv(
     process: Categorical, # any
 ) -> float: # 0..1
@@ -440,7 +454,7 @@ def calibrate(
         low, high = (mid, high) if terminal_tv(make(mid)) > target else (low, mid)
     return make(high)
 
-# %% ../nbs/07_d3pm.ipynb #562c9347
+# %% ../nbs/07_d3pm.ipynb #4febfa9a
 def information(
     Q: Tensor, # (..., K, K) q(x_t = column | x_0 = row), float64
     p_x0: Tensor, # (K,) distribution of x_0
@@ -449,7 +463,7 @@ def information(
     m = p_x0 @ Q
     return (torch.xlogy(Q, Q).sum(-1) * p_x0).sum(-1) - torch.xlogy(m, m).sum(-1)
 
-# %% ../nbs/07_d3pm.ipynb #a8c70bf8
+# %% ../nbs/07_d3pm.ipynb #1d8e388a
 def information_schedule(
     kernel, # kernel(schedule) -> (T+1, K, K) one-step matrices
     p_x0: Tensor, # (K,) distribution of x_0; 0 at a mask
