@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['INTEGERS', 'DiscdiffError', 'TimeError', 'ClassError', 'ShapeError', 'DtypeError', 'NotFiniteError', 'ScheduleError',
            'DataError', 'CheckpointError', 'check_t', 'check_classes', 'check_logits', 'check_finite', 'Schedule',
-           'linear_schedule', 'cosine_schedule', 'reciprocal_schedule', 'sigmoid_schedule', 'at', 'kl_categorical',
-           'sample_categorical', 'mix_seed', 'Process', 'parts', 'rows', 'elbo', 'step_times', 'hold', 'trajectory',
-           'generate']
+           'linear_schedule', 'cosine_schedule', 'reciprocal_schedule', 'sigmoid_schedule', 'at', 'moved',
+           'kl_categorical', 'sample_categorical', 'mix_seed', 'Process', 'parts', 'rows', 'elbo', 'step_times', 'hold',
+           'trajectory', 'generate']
 
 # %% ../nbs/00_core.ipynb #d1ddd6af
 import hashlib
@@ -150,7 +150,17 @@ def at(
     "table[t], shaped to broadcast against a tensor with `ndim` axes whose first is the batch."
     return table.to(t.device)[t].reshape(-1, *[1] * (ndim - 1))
 
-# %% ../nbs/00_core.ipynb #8ce3ff50
+# %% ../nbs/00_core.ipynb #7623a6bd
+def moved(
+    process, # whose tables they are
+    x: Tensor, # any tensor on the device where they are needed
+    *names: str, # of the tables, attributes of process
+) -> list: # the tables, on x's device
+    "The process's tables, kept from now on where x is."
+    for name in names: setattr(process, name, getattr(process, name).to(x.device))
+    return [getattr(process, name) for name in names]
+
+# %% ../nbs/00_core.ipynb #355abac7
 def kl_categorical(
     log_q: Tensor, # (..., K) log-probabilities, -inf allowed
     log_p: Tensor, # (..., K) log-probabilities, -inf allowed
@@ -160,7 +170,7 @@ def kl_categorical(
     gap = torch.where(possible, log_q, 0.) - torch.where(possible, log_p, 0.)
     return (log_q.exp() * gap).sum(-1)
 
-# %% ../nbs/00_core.ipynb #c0213d7d
+# %% ../nbs/00_core.ipynb #fb81325b
 def sample_categorical(
     log_p: Tensor, # (..., K) log-probabilities, need not be normalized, -inf allowed
     generator: torch.Generator | None = None, # on log_p's device
@@ -170,14 +180,14 @@ def sample_categorical(
     u = torch.rand(log_p.shape[:-1], generator=generator, device=log_p.device, dtype=torch.float64)
     return torch.searchsorted(cdf, (u[..., None] * cdf[..., -1:]).contiguous(), right=True).squeeze(-1)
 
-# %% ../nbs/00_core.ipynb #d3bc1b7c
+# %% ../nbs/00_core.ipynb #5deb6d08
 def mix_seed(
     *parts: int, # whatever the randomness shall depend on, in this order
 ) -> int: # 0..2**63 - 1
     "One seed from several integers, by sha256."
     return int.from_bytes(hashlib.sha256(':'.join(map(str, parts)).encode()).digest()[:8], 'big') >> 1
 
-# %% ../nbs/00_core.ipynb #f25438b6
+# %% ../nbs/00_core.ipynb #71b5745f
 class Process:
     "How data is destroyed and how one step is undone; subclasses fill in the table above. Times are (B,) integers, s = t-1 unless given."
     T: int
@@ -201,7 +211,7 @@ class Process:
         if s.shape != t.shape or not (s < t).all(): raise TimeError(f's = {s.tolist()} must lie below t = {t.tolist()}, entry by entry')
         return s
 
-# %% ../nbs/00_core.ipynb #41f918e0
+# %% ../nbs/00_core.ipynb #f6ef4705
 def parts(
     x, # a tensor, or a tuple of tensors with the same batch size
 ) -> tuple: # of tensors
@@ -216,7 +226,7 @@ def rows(
     if isinstance(x, dict): return {name: part[i] for name, part in x.items()}
     return tuple(part[i] for part in x) if isinstance(x, tuple) else x[i]
 
-# %% ../nbs/00_core.ipynb #b97cde60
+# %% ../nbs/00_core.ipynb #25895a56
 @torch.no_grad()
 def elbo(
     process: Process, # what destroys
@@ -242,7 +252,7 @@ def elbo(
         L_t.index_add_(0, t, L), count.index_add_(0, t, torch.ones_like(L))
     return dict(_summary(total, L_T, L_t / count, sum(part[0].numel() for part in parts(x0))), count=count)
 
-# %% ../nbs/00_core.ipynb #f5b25940
+# %% ../nbs/00_core.ipynb #1d098cd5
 def _summary(total, L_T, L_t, D):
     "Means over the examples, in nats and in bits per dimension."
     L_t[0] = 0
@@ -251,7 +261,7 @@ def _summary(total, L_T, L_t, D):
     return dict(L_T=L_T.mean().item(), L_t=L_t, L_0=L_t[1].item(), total=nats, total_se=se, each=total,
                 bits_per_dim=nats / (D * math.log(2)), bits_per_dim_se=se / (D * math.log(2)))
 
-# %% ../nbs/00_core.ipynb #cbe5cbdd
+# %% ../nbs/00_core.ipynb #796d6e2c
 def step_times(
     T: int, # number of steps of the process
     steps: int | None = None, # how many of them to take, 1..T; None takes all
@@ -262,7 +272,7 @@ def step_times(
         raise TimeError(f'steps = {steps!r}, allowed are the integers 1..{T}: T = {T} has no more steps to take')
     return [round(T * (1 - i / steps)) for i in range(steps + 1)]
 
-# %% ../nbs/00_core.ipynb #2fe0d3a9
+# %% ../nbs/00_core.ipynb #c6c7f953
 def hold(
     process: Process, # that knows q(x_t | x_0)
     x_t, # state of the chain at time t, (B, ...) or a tuple
@@ -280,7 +290,7 @@ def hold(
     held = tuple(torch.where(k, n, x) for x, n, k in zip(parts(x_t), parts(noisy), parts(keep)))
     return held if isinstance(x_t, tuple) else held[0]
 
-# %% ../nbs/00_core.ipynb #5e1f5e9d
+# %% ../nbs/00_core.ipynb #24b4ccf9
 @torch.no_grad()
 def trajectory(
     process: Process, # what was destroyed
@@ -300,7 +310,7 @@ def trajectory(
         x_t = keep_known(process.step(model(x_t, t_B), x_t, t_B, s_B, generator), s)
         yield s, x_t
 
-# %% ../nbs/00_core.ipynb #e592d17c
+# %% ../nbs/00_core.ipynb #22ad3ae9
 def generate(
     process: Process, # what was destroyed
     model, # network: out = model(x_t, t)

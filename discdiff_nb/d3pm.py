@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .core import (INTEGERS, ClassError, DataError, DtypeError, Process, Schedule, ScheduleError, ShapeError, at, check_classes,
-                              check_finite, check_logits, check_t, kl_categorical)
+                              check_finite, check_logits, check_t, kl_categorical, moved)
 from .multinomial import Categorical, checked_step, keep_or_redraw, kept
 
 # %% ../nbs/07_d3pm.ipynb #d9b736a5
@@ -199,8 +199,7 @@ class Absorbing(MaskJumps):
         check_classes(x0, self.classes), check_t(t, self.T)
         if len(t) != len(x_t): raise ShapeError(f't has shape {tuple(t.shape)} for {len(x_t)} examples; give one time per example')
         blank, out = check_reachable(x0, x_t, self.mask_id), check_logits(out, x_t, self.K)
-        self.w_one = self.w_one.to(t.device)
-        return check_finite(absorbing_kl(out, x0, blank, self.w_one[t]), 'L_t')
+        return check_finite(absorbing_kl(out, x0, blank, moved(self, t, 'w_one')[0][t]), 'L_t')
     def L_T(self, x0): check_classes(x0, self.classes); return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
 
 # %% ../nbs/07_d3pm.ipynb #810d8972
@@ -244,17 +243,15 @@ class Walk(Categorical):
     "A class wanders, and ends anywhere: flat prior, float64. A subclass adds log_row, log_column and thin (K19)."
     floor = 1e-300 # products of smaller numbers underflow
     thin: Tensor # (T+1,) whether Q_bar_t has entries below the floor
-    def here(self, x, *names): # tables, moved to where they are used, where they stay
-        for name in names: setattr(self, name, getattr(self, name).to(x.device))
-        return [getattr(self, name) for name in names]
-    def every(self, s): return torch.arange(self.K, device=s.device).expand(len(s), -1)
+    def every(self, s): # (B, K) all classes, for each example
+        return torch.arange(self.K, device=s.device).expand(len(s), -1)
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
     def prior(self, shape, generator=None): return torch.randint(self.K, shape, generator=generator, device=generator.device if generator else None)
     def p_posterior(self, out, x_t, t, s=None):
         return super().p_posterior(check_logits(out, x_t, self.K).double(), x_t, t, s)
     def log_mix(self, log_p, s):
         flat, first = log_p.reshape(len(s), -1, self.K), (s == 0)[:, None]
-        low = self.here(s, 'thin')[0][s][:, None] & (flat.amin(-1) < math.log(self.K * self.floor)) & ~first
+        low = moved(self, s, 'thin')[0][s][:, None] & (flat.amin(-1) < math.log(self.K * self.floor)) & ~first
         mixed = self.spread(torch.where((low | first)[..., None], 1 / self.K, flat.exp()), s).log()
         for u in s[low.any(-1)].unique()[:, None]:
             here = low & (s == u)[:, None]
@@ -284,7 +281,7 @@ class GaussianTable(Walk):
         return log_Q
     def rows(self, half, x, t): # (B, ..., K) rows x of Q_bar_t, from half of them, in the table of that name
         b, near = torch.arange(len(t), device=t.device).reshape(-1, *[1] * (x.ndim - 1)), torch.minimum(x, self.K - 1 - x).long()
-        rows = self.here(x, half)[0][t][b, near]
+        rows = moved(self, x, half)[0][t][b, near]
         return torch.where((x == near)[..., None], rows, rows.flip(-1))
     def between(self, s: int, t: int): # (K, K) Q_{s+1} ... Q_t
         if s == 0: return torch.cat([self.half[t], self.half[t, :self.K // 2].flip(0, 1)])
@@ -298,7 +295,7 @@ class DiscretizedGaussian(GaussianTable):
         return _log_where(Q, Q <= self.floor, lambda b, i, j: (-(i - j).double() ** 2 / (2 * var[b])).clamp(max=math.log(self.floor)), x)
     def log_steps(self, x, t): # (B, ..., K) log q(x_t | x_{t-1} = x)
         n = (x.long()[..., None] - torch.arange(self.K, device=x.device)).abs()
-        stay, jump = (table[t].reshape(len(t), *[1] * (x.ndim - 1), self.K) for table in self.here(x, 'log_stay', 'log_jump'))
+        stay, jump = (table[t].reshape(len(t), *[1] * (x.ndim - 1), self.K) for table in moved(self, x, 'log_stay', 'log_jump'))
         return torch.where(n == 0, stay, jump.expand(n.shape).gather(-1, n))
     def log_row(self, x_s, s, t):
         if s.any(): return self.pairs(x_s, s, t, False)
@@ -313,7 +310,7 @@ class DiscretizedGaussian(GaussianTable):
             Q[here] = (Q_uv.T if turned else Q_uv)[x[here].long()]
         return self.bell(Q, x, s, t)
     def spread(self, p, s): # p Q_bar_s, the second half of the classes by turning the scale around
-        half, k = self.here(s, 'half')[0][s], self.K // 2
+        half, k = moved(self, s, 'half')[0][s], self.K // 2
         return p[..., :self.K - k] @ half + (p[..., self.K - k:].flip(-1) @ half[:, :k]).flip(-1)
 
 # %% ../nbs/07_d3pm.ipynb #3db8d101
@@ -375,22 +372,23 @@ class GraphTable(Walk):
         self.lam, self.V = torch.linalg.eigh(A - torch.diag(A.sum(1)))
         self.lam[-1], far = 0, self.d.max()
         self.thin = self.log_first[self.d == far].min() + far * self.tau.log() < math.log(self.floor)
-    def after(self, p, tau): # p V e^(tau lambda) V^T, from p V
-        lam, V = self.here(p, 'lam', 'V')
-        return (p * torch.where(lam == 0, 1., (tau * lam).exp())) @ V.T
+    def after(self, pV, tau): # p V e^(tau lambda) V^T, from p V
+        lam, V = moved(self, pV, 'lam', 'V')
+        return (pV * torch.where(lam == 0, 1., (tau * lam).exp())) @ V.T
 
 # %% ../nbs/07_d3pm.ipynb #c4417fce
 class NearestNeighbour(GraphTable):
     "Classes that walk on a k-nearest-neighbour graph (Austin et al. 2021, A.2.4; K19). Raises DataError, ShapeError, ScheduleError."
     def log_row(self, x_s, s, t):
-        if math.prod(x_s.shape[1:]) > self.K: return self.log_row(self.every(s), s, t)[torch.arange(len(s)).reshape(-1, *[1] * (x_s.ndim - 1)), x_s.long()]
-        tau, (V, *first) = at(self.tau, t, x_s.ndim + 1) - at(self.tau, s, x_s.ndim + 1), self.here(x_s, 'V', 'd', 'log_first', 'rho')
+        if math.prod(x_s.shape[1:]) > self.K: # the whole matrix once, then its rows
+            return self.log_row(self.every(s), s, t)[torch.arange(len(s), device=s.device).reshape(-1, *[1] * (x_s.ndim - 1)), x_s.long()]
+        tau, (V, *first) = at(self.tau, t, x_s.ndim + 1) - at(self.tau, s, x_s.ndim + 1), moved(self, x_s, 'V', 'd', 'log_first', 'rho')
         Q = self.after(V[x_s.long()], tau)
         return _log_where(Q, Q <= self.trust, lambda b, i, j: _two_terms(tau.flatten()[b], *(a[i, j] for a in first)).clamp(max=math.log(self.trust)), x_s)
     def log_column(self, x_t, s, t): return self.log_row(x_t, s, t)
     def spread(self, p, s): # by eigenvectors where rows are few; by whole rows where that is rounding
         if p.shape[1] > self.K: return super().spread(p, s)
-        mixed = self.after(p @ self.here(p, 'V')[0], at(self.tau, s, 3))
+        mixed = self.after(p @ moved(self, p, 'V')[0], at(self.tau, s, 3))
         far = (mixed <= self.trust).flatten(1).any(1)
         return mixed.index_put((far,), super().spread(p[far], s[far])) if far.any() else mixed
 

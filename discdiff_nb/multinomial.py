@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from .core import (ClassError, Process, Schedule, ScheduleError, ShapeError, at, check_classes, check_finite,
-                              check_logits, kl_categorical, sample_categorical)
+                              check_logits, kl_categorical, moved, sample_categorical)
 
 # %% ../nbs/06_multinomial.ipynb #1c157402
 def log_uniform_row(
@@ -186,8 +186,7 @@ class Multinomial(Categorical):
         return torch.logaddexp(log_p + b.log().to(log_p), ((1 - b) / self.K).log().to(log_p))
     def L_t(self, out, x0, x_t, t):
         s = checked_step(self, x_t, t, x0=x0)
-        self.coefficients = self.coefficients.to(s.device)
-        kl = uniform_kl(check_logits(out, x_t, self.K), x0, x_t, self.coefficients[s].view(-1, *[1] * (x0.ndim - 1), 3, 4))
+        kl = uniform_kl(check_logits(out, x_t, self.K), x0, x_t, moved(self, s, 'coefficients')[0][s].view(-1, *[1] * (x0.ndim - 1), 3, 4))
         return check_finite(kl.flatten(1).sum(-1), 'L_t')
     def prior(self, shape, generator=None):
         return torch.randint(self.K, shape, generator=generator, device=generator.device if generator else None)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'style', 'pixels', 'grid', 'show_grid', 'show_strip', 'save_image', 'save_png', 'save_gif', 'plot_loss',
-           'plot_elbo', 'save_figure', 'plot_pmfs', 'plot_matrix', 'plot_bars', 'table', 'slider_figure',
+           'plot_elbo', 'save_figure', 'plot_pmfs', 'plot_matrix', 'plot_bars', 'markdown_table', 'slider_figure',
            'posterior_table', 'posterior_slider']
 
 # %% ../nbs/03_viz.ipynb #8eec93e7
@@ -229,8 +229,8 @@ def plot_bars(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/03_viz.ipynb #60dab866
-def table(
+# %% ../nbs/03_viz.ipynb #c680c396
+def markdown_table(
     rows: dict, # name of a row: dict, name of a column: what stands there
     corner: str = '', # what stands over the rows' names
 ) -> str: # Markdown

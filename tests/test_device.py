@@ -35,6 +35,7 @@ PROCESSES = {
     'ordinal': lambda: DiscretizedGaussian(K, linear_schedule(T, 0.01, 0.5)),
     'neighbour': lambda: NearestNeighbour(torch.linspace(-1, 1, K)[:, None], cosine_schedule(T), 2),
     'neighbour, embedded there': lambda: NearestNeighbour(torch.linspace(-1, 1, K, device='cuda')[:, None], cosine_schedule(T), 2),
+    'neighbour, more classes than positions': lambda: NearestNeighbour(torch.linspace(-1, 1, 80)[:, None], cosine_schedule(T), 2),
     'hybrid': lambda: d3pm.hybrid(Multinomial(K, cosine_schedule(T)), 0.01),
     'Gaussian': lambda: Gaussian(K, linear_schedule(T, 0.01, 0.5)),
     'Gaussian, learned variance': lambda: Gaussian(K, linear_schedule(T, 0.01, 0.5), predict='x0', variance='learned'),
