@@ -14,7 +14,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / 'nbs'
-COLAB = 'https://colab.research.google.com/github/discdiff/discdiff_nb/blob/main/'
+sys.path.insert(0, str(ROOT / 'tools'))
+from address import Address # noqa: E402
+
+ADDRESS = Address()
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(NBS).parts))
 CHAPTERS = [p for p in NOTEBOOKS if p.parent == NBS and p.stem != 'index']
 MODULES = sorted(p for p in (ROOT / 'discdiff_nb').glob('*.py') if p.stem not in ('__init__', '_modidx'))
@@ -133,7 +136,7 @@ def test_notebook_is_sound(path):
     assert title, 'the first cell must be `# Title` and `> one line`'
     assert '\\' not in title[1], 'the line under the title becomes the docstring of the module: no TeX in it'
     if path.stem != 'index':
-        assert f']({COLAB}{name(path)})' in '\n'.join(markdown), f'no Colab badge with a link to {COLAB}{name(path)}'
+        assert ADDRESS.badge(name(path)) in markdown, 'no cell with the Colab badge of this notebook; remedy: make pages'
         assert '](' not in markdown[0], 'nbdev turns the cell of the title into front matter: put the badge into a cell of its own'
         assert default_exp(path) or number(path) >= 20 or path not in CHAPTERS, 'no `#| default_exp module`'
 

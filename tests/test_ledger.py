@@ -100,7 +100,7 @@ def test_headings_have_the_anchors_of_pandoc():
                           ('Erratum: $T=D$ [here](a.ipynb)', 'erratum-td-here'), ('$2+2$', 'section'), ('Beta_t at t-1', 'beta_t-at-t-1')]:
         assert equations.anchor(heading) == want
 
-BADGE = f'{exercises.BADGE}({exercises.COLAB}nbs/solutions/06_cats.ipynb)'
+BADGE = exercises.ADDRESS.badge('nbs/solutions/06_cats.ipynb')
 ANSWER = '# solution\n@torch.no_grad()\ndef twice(\n    x: int, # a number\n) -> int: # twice\n    "Two x."\n    y = x + x\n    return y'
 IMPORTS = 'import torch\nfrom discdiff_nb.oracle import judge_answer'
 JUDGE = 'judge_answer(twice, lambda x: 2 * x, lambda generator: (torch.rand(3, generator=generator),))'
@@ -123,7 +123,7 @@ def exercise_page(nbs): return json.loads((nbs / 'exercises' / '06_cats.ipynb').
 
 def test_the_exercises_of_a_small_chapter(nbs):
     sources = [exercises.text(c) for c in exercise_page(nbs)['cells']]
-    assert sources[0] == '# Exercises: Cats\n\n> Line.' and f']({exercises.COLAB}nbs/exercises/06_cats.ipynb)' in sources[1]
+    assert sources[0] == '# Exercises: Cats\n\n> Line.' and sources[1] == exercises.ADDRESS.badge('nbs/exercises/06_cats.ipynb')
     assert '(../06_cats.ipynb)' in sources[2] and '(../solutions/06_cats.ipynb)' in sources[2]
     assert ANSWER.replace('# solution', '# your turn').split('    y =')[0] + "    raise NotImplementedError('your turn')" in sources
     assert not any('Add.' in s or 'y = x + x' in s or 'twice(2)' in s or 'twice(3)' in s for s in sources)

@@ -11,9 +11,10 @@ import re
 import sys
 from pathlib import Path
 
+from address import Address
+
 ROOT = Path(__file__).resolve().parent.parent
-BADGE = ('[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]'
-         '(https://colab.research.google.com/github/discdiff/discdiff_nb/blob/main/nbs/91_equations.ipynb)')
+GENERATED = ('91_equations.ipynb', '92_api.ipynb')
 ID = re.compile(r'\b(?:[AKDUV]\d+|[DU]-[a-z]+)\b')
 RANGE = re.compile(r'\b([AKDUV])(\d+)[-–]\1?(\d+)\b')
 LABEL = re.compile(r'(?:#\|.*\n|\s*\n)*# check ([^:\n]*):[ \t]*(.*)')
@@ -109,7 +110,7 @@ class Ledger:
         ledger = json.loads((root / 'nbs' / 'ledger.json').read_text(encoding='utf-8'))
         self.rows, self.due, self.aliases = ledger['rows'], ledger['due'], ledger['aliases']
         self.ids = {row['id'] for row in self.rows}
-        paths = [p for p in sorted((root / 'nbs').glob('[0-9]*.ipynb')) if p.name != '91_equations.ipynb']
+        paths = [p for p in sorted((root / 'nbs').glob('[0-9]*.ipynb')) if p.name not in GENERATED]
         self.chapters, self.problems, self.functions = [Chapter(p) for p in paths], [], {}
         for module, name, found in functions(root / 'discdiff_nb'):
             for i in self.known(found, f'discdiff_nb.{module}.{name}'): self.functions.setdefault(i, []).append((module, name))
@@ -180,11 +181,11 @@ def table_row(ledger, row):
 def markdown(ledger):
     "The page, one string per cell."
     yield ('# Equations\n\n> Every equation of the sources: what it says, where it is derived, which function is it, and which cell checks it.')
-    yield BADGE
+    yield Address().badge('nbs/91_equations.ipynb')
     due = [row for row in ledger.rows if row['chapters'][0] in ledger.due]
     done = [row for row in due if row['id'] in ledger.functions and ledger.checked(row['id'])]
     yield (f'{len(ledger.rows)} rows, {len(done)} of the {len(due)} of the derivation chapters with a function and a check that runs. This page is made by '
-           '`tools/equations.py` from [the ledger](https://github.com/discdiff/discdiff_nb/blob/main/nbs/ledger.json), the docstrings of the package and the '
+           '`tools/equations.py` from [the ledger](ledger.json), the docstrings of the package and the '
            'labels of the check cells; the tests fail when a row of a derivation chapter has no function, no check or no place in the prose. '
            'What a source prints wrongly is collected in [Errata](90_errata.ipynb).')
     groups = {}

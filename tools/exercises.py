@@ -2,7 +2,7 @@
 
 A cell that starts with `# solution` keeps its signature and docstring, and its body becomes a hole. Left out are the cells
 that start with `**Solution.**`, and all code after the last judge of an exercise, which shows what only the answer can show.
-Pages that changed are run, so that they show 'not answered yet'; the others stay as they are.
+Pages whose code changed are run, so that they show 'not answered yet'; the others keep their outputs.
 """
 import argparse
 import ast
@@ -12,9 +12,10 @@ import re
 import sys
 from pathlib import Path
 
+from address import Address
+
 ROOT = Path(__file__).resolve().parent.parent
-COLAB = 'https://colab.research.google.com/github/discdiff/discdiff_nb/blob/main/'
-BADGE = '[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]'
+ADDRESS = Address()
 HOLE = "raise NotImplementedError('your turn')"
 REMEDY = 'remedy: python tools/exercises.py'
 
@@ -70,11 +71,11 @@ def exercises(name, notebook, chapter_title):
     title = re.fullmatch(r'# Solutions: (\S.*)\n+> (\S.*)\n*', text(cells[0]))
     if not title: raise FormatError('the first cell must be `# Solutions: chapter title` and `> one line`')
     if any('NotImplementedError' in text(c) for c in cells): raise FormatError('there is a hole (NotImplementedError) in the solutions')
-    if f']({COLAB}nbs/solutions/{name}.ipynb)' not in text(cells[1]): raise FormatError('the second cell must be the Colab badge of this notebook')
+    if f'"{ADDRESS.colab(f"nbs/solutions/{name}.ipynb")}"' not in text(cells[1]): raise FormatError('the second cell must be the Colab badge of this notebook')
     if not any(judged(c) for c in cells): raise FormatError('no judge_answer: nothing here can be answered')
     links = f'Chapter: [{chapter_title}](../{name}.ipynb). Solutions: [here](../solutions/{name}.ipynb), when you have tried.'
     yield 'markdown', f'# Exercises: {title[1]}\n\n> {title[2]}'
-    yield 'markdown', f'{BADGE}({COLAB}nbs/exercises/{name}.ipynb)'
+    yield 'markdown', ADDRESS.badge(f'nbs/exercises/{name}.ipynb')
     yield 'markdown', links
     for section in sections(cells[2:]): yield from holed(section)
 
@@ -101,6 +102,21 @@ def want(nbs, solution):
     "The notebook that shall stand in nbs/exercises, without outputs. Raises FormatError."
     notebook = json.loads(solution.read_text(encoding='utf-8'))
     return as_notebook(exercises(solution.stem, notebook, title_of(nbs / solution.name)))
+
+
+def run_code(cell):
+    "The code of a cell that is run when the page is; None for all other cells."
+    return text(cell) if cell['cell_type'] == 'code' and '#| eval: false' not in text(cell) else None
+
+
+def keep_outputs(path, notebook):
+    "Give the notebook the outputs of the file, if the file has the same code to run; was that so?"
+    if not path.exists(): return False
+    there = [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if run_code(c) is not None]
+    new = [c for c in notebook['cells'] if run_code(c) is not None]
+    if [run_code(c) for c in there] != [run_code(c) for c in new]: return False
+    for old, cell in zip(there, new): cell |= {key: old[key] for key in ('outputs', 'execution_count')}
+    return True
 
 
 def differs(path, notebook):
@@ -137,10 +153,14 @@ def main():
     if not args.check:
         from run_nb import run_notebook
         sys.path.insert(0, str(ROOT))
-        for path, (_, notebook) in found.items():
+        for path, (why, notebook) in found.items():
             if notebook is None: continue
             path.parent.mkdir(exist_ok=True)
+            kept = why == 'is out of date' and keep_outputs(path, notebook)
             path.write_text(json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+            if kept:
+                print(f'exercises/{path.name}: the same code, its outputs stay', flush=True)
+                continue
             try: print(f'exercises/{path.name}: {run_notebook(path):.1f} s', flush=True)
             except Exception as e: print(f'exercises/{path.name} does not run with its holes: {type(e).__name__}: {e}', file=sys.stderr)
         found = stale(args.nbs.resolve())
