@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PREDICT', 'VARIANCE', 'ROOT2', 'to_levels', 'to_classes', 'jump', 'log_normal', 'posterior', 'gaussian_kl',
            'prior_kl', 'target_line', 'predicted_x0', 'target_weight', 'simple_loss', 'reverse_variance', 'hazard',
-           'LogPhi', 'LogInterval', 'log_bin', 'checked_levels', 'GaussianNoise', 'reverse_step', 'check_choices',
-           'Gaussian', 'level_loss', 'clipped', 'path_log_weights', 'bayes_network', 'quadrature_log_p',
-           'quadrature_elbo']
+           'LogPhi', 'LogInterval', 'log_bin', 'checked_levels', 'GaussianNoise', 'reverse_step', 'ancestral_step',
+           'check_choices', 'Gaussian', 'level_loss', 'clipped', 'path_log_weights', 'bayes_network',
+           'quadrature_log_p', 'quadrature_elbo']
 
 # %% ../nbs/05_gaussian.ipynb #87354dc9
 import copy
@@ -255,6 +255,19 @@ def reverse_step(
     noise = torch.randn(mu_p.shape, generator=generator, device=mu_p.device)
     return (mu_p + var_p.sqrt() * noise).to(x_t.dtype)
 
+# %% ../nbs/05_gaussian.ipynb #5b1f0e47
+def ancestral_step(
+    process: Process, # a Gaussian
+    out: Tensor, # (B, ..., channels) the network's answer
+    x_t: Tensor, # (B, ...) noisy levels
+    t: Tensor, # (B,) times 1..T
+    s: Tensor | None = None, # (B,) times below t, or None for t - 1
+    generator: torch.Generator | None = None, # on x_t's device
+) -> Tensor: # (B, ...) x_s: floats, or int64 classes at s = 0
+    "One draw from p(x_s | x_t), the process's own step (K13). Raises TimeError, NotFiniteError and the errors of checked_levels."
+    mu_p, var_p = process.p_posterior(out, x_t, t, s)
+    return reverse_step(mu_p, var_p, process.earlier(t, s), x_t, process.K, generator)
+
 # %% ../nbs/05_gaussian.ipynb #0edb5bdf
 def check_choices(
     K: int, # levels, at least 2
@@ -273,6 +286,7 @@ def check_choices(
 # %% ../nbs/05_gaussian.ipynb #2e976bcc
 class Gaussian(GaussianNoise):
     "Gaussian diffusion of K levels; the network returns `channels` numbers per entry (Ho et al. 2020; K1, K5, K6, K13, D2). Raises as check_choices."
+    stepper = staticmethod(ancestral_step) # another sampler (chapter 12) puts another function here
     def __init__(self,
         K: int, # levels, at least 2
         schedule: Schedule, # every beta[t] above 0; alpha_bar[T] above 0 too if eps is predicted
@@ -293,7 +307,7 @@ class Gaussian(GaussianNoise):
         width = level_loss(self, torch.cat([out[..., :1].detach(), out[..., 1:]], -1), x0, x_t, t) if self.variance == 'learned' else 0
         return (simple_loss(self, out, x0, x_t, t) + width) / self.T
     def step(self, out, x_t, t, s=None, generator=None):
-        return reverse_step(*self.p_posterior(out, x_t, t, s), self.earlier(t, s), x_t, self.K, generator)
+        return self.stepper(self, out, x_t, t, s, generator)
 
 # %% ../nbs/05_gaussian.ipynb #d63773b3
 def level_loss(
@@ -319,7 +333,9 @@ def level_loss(
 def clipped(
     process: Gaussian, # any
 ) -> Gaussian: # a copy; bound and steps take the x_0 that the network implies into -1..1
-    "The process with its predicted x_0 cut off at the first and the last level (Ho et al. 2020, their code)."
+    "The process with its predicted x_0 cut off at the first and the last level (Ho et al. 2020, their code). Raises DiscdiffError."
+    if not isinstance(process, GaussianNoise):
+        raise DiscdiffError(f'clipped is for a Gaussian, whose x_0 is a number; got {type(process).__name__}: of a pair, clip the half')
     process = copy.copy(process)
     process.clip = True
     return process
