@@ -6,11 +6,13 @@
 __all__ = ['INTEGERS', 'SMALL_INTEGERS', 'INTEGER_NAMES', 'DiscdiffError', 'TimeError', 'ClassError', 'ShapeError', 'DtypeError',
            'NotFiniteError', 'ScheduleError', 'DataError', 'CheckpointError', 'check_t', 'check_classes',
            'check_logits', 'check_finite', 'as_int64', 'checked', 'checked_methods', 'Schedule', 'linear_schedule',
-           'cosine_schedule', 'reciprocal_schedule', 'sigmoid_schedule', 'at', 'moved', 'kl_categorical',
-           'sample_categorical', 'mix_seed', 'Process', 'parts', 'rows', 'elbo', 'step_times', 'hold', 'trajectory',
+           'cosine_schedule', 'reciprocal_schedule', 'sigmoid_schedule', 'at', 'moved', 'kl_categorical', 'device_of',
+           'generator_rows', 'check_generator', 'rand', 'randn', 'randint', 'sample_categorical', 'mix_seed',
+           'earlier_time', 'Process', 'evaluating', 'parts', 'rows', 'elbo', 'step_times', 'hold', 'trajectory',
            'generate']
 
 # %% ../nbs/00_core.ipynb #d1ddd6af
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -116,6 +118,7 @@ def checked(
     call.is_checked = True
     return call
 
+# %% ../nbs/00_core.ipynb #4cb50983
 def checked_methods(
     cls: type, # a class; the methods that it defines itself are replaced
 ) -> None:
@@ -216,14 +219,81 @@ def kl_categorical(
     gap = torch.where(possible, log_q, 0.) - torch.where(possible, log_p, 0.)
     return (log_q.exp() * gap).sum(-1)
 
+# %% ../nbs/00_core.ipynb #97451aa6
+def device_of(
+    generator, # None, a torch.Generator, or a list or tuple of one per example
+) -> torch.device | None: # None without a generator: torch's default
+    "Where the generator draws. Raises ShapeError when the list is empty."
+    if isinstance(generator, (list, tuple)):
+        if not generator: raise ShapeError('generator is an empty list; give one for each example, or None')
+        generator = generator[0]
+    return None if generator is None else generator.device
+
+def generator_rows(
+    generator, # None, a torch.Generator, or a list or tuple of one per example
+    i: slice, # into the batch
+): # the generators of these examples
+    "One generator for all stays; of a list, the part that belongs to the examples."
+    return generator[i] if isinstance(generator, (list, tuple)) else generator
+
+def check_generator(
+    generator, # None, a torch.Generator, or a list or tuple of one per example
+    B: int, # number of examples
+) -> None:
+    "Raise ShapeError unless a list has one generator for each example."
+    if isinstance(generator, (list, tuple)) and len(generator) != B:
+        raise ShapeError(f'generator lists {len(generator)} for {B} examples; give one for each, or one for all')
+
+# %% ../nbs/00_core.ipynb #e437548f
+def _draw(sample, shape, generator, dim):
+    "sample(shape, generator), or with a list: an example at a time, along the axis dim."
+    if not isinstance(generator, (list, tuple)): return sample(shape, generator)
+    shape = tuple(shape)
+    check_generator(generator, shape[dim] if len(shape) > dim else 0)
+    if not generator: return sample(shape, None)
+    one = (*shape[:dim], 1, *shape[dim + 1:])
+    return torch.cat([sample(one, g) for g in generator], dim)
+
+def rand(
+    shape: tuple, # (B, ...)
+    generator, # None, a torch.Generator, or a list or tuple of B
+    device: torch.device | None, # where to draw; the generator's
+    dtype: torch.dtype, # of the result, floating point
+    dim: int = 0, # which axis counts the examples
+) -> Tensor: # numbers within 0..1, 1 excluded
+    "Uniform numbers. Raises ShapeError."
+    return _draw(lambda shape, g: torch.rand(shape, generator=g, device=device, dtype=dtype), shape, generator, dim)
+
+# %% ../nbs/00_core.ipynb #49e56afe
+def randn(
+    shape: tuple, # (B, ...)
+    generator, # None, a torch.Generator, or a list or tuple of B
+    device: torch.device | None, # where to draw; the generator's
+    dtype: torch.dtype, # of the result, floating point
+    dim: int = 0, # which axis counts the examples
+) -> Tensor: # standard normal numbers
+    "Normal numbers. Raises ShapeError."
+    return _draw(lambda shape, g: torch.randn(shape, generator=g, device=device, dtype=dtype), shape, generator, dim)
+
+def randint(
+    low: int, # the smallest number
+    high: int, # above the largest number
+    shape: tuple, # (B, ...)
+    generator, # None, a torch.Generator, or a list or tuple of B
+    device: torch.device | None, # where to draw; the generator's
+    dim: int = 0, # which axis counts the examples
+) -> Tensor: # int64 within low..high-1
+    "Integers, all equally likely. Raises ShapeError."
+    return _draw(lambda shape, g: torch.randint(low, high, shape, generator=g, device=device), shape, generator, dim)
+
 # %% ../nbs/00_core.ipynb #fb81325b
 def sample_categorical(
     log_p: Tensor, # (..., K) log-probabilities, need not be normalized, -inf allowed
-    generator: torch.Generator | None = None, # on log_p's device
+    generator=None, # on log_p's device: one, or a list of one per example
 ) -> Tensor: # (...) int64 classes; a class of probability 0 is never drawn
     "Draw one class per position by inverting the cumulative sum in float64. Raises NotFiniteError."
     cdf = check_finite(log_p.double().softmax(-1), 'the distribution to draw from').cumsum(-1)
-    u = torch.rand(log_p.shape[:-1], generator=generator, device=log_p.device, dtype=torch.float64)
+    u = rand(log_p.shape[:-1], generator, log_p.device, torch.float64)
     return torch.searchsorted(cdf, (u[..., None] * cdf[..., -1:]).contiguous(), right=True).squeeze(-1)
 
 # %% ../nbs/00_core.ipynb #5deb6d08
@@ -232,6 +302,21 @@ def mix_seed(
 ) -> int: # 0..2**63 - 1
     "One seed from several integers, by sha256."
     return int.from_bytes(hashlib.sha256(':'.join(map(str, parts)).encode()).digest()[:8], 'big') >> 1
+
+# %% ../nbs/00_core.ipynb #917772f9
+@checked
+def earlier_time(
+    t: Tensor, # (B,) integer times 1..T
+    s: Tensor | None, # (B,) integer times 0..t-1, or None for t - 1
+    T: int, # number of steps
+) -> Tensor: # (B,) the time that a step goes back to
+    "The target time s of a step from t, checked. Raises TimeError, DtypeError, ShapeError."
+    check_t(t, T)
+    if s is None: return t - 1
+    check_t(s, T, low=0)
+    if s.shape != t.shape or not (s < t).all():
+        raise TimeError(f's = {s.tolist()} must lie below t = {t.tolist()}, entry by entry')
+    return s
 
 # %% ../nbs/00_core.ipynb #71b5745f
 class Process:
@@ -248,19 +333,23 @@ class Process:
     def L_T(self, x0): raise NotImplementedError
     def loss(self, out, x0, x_t, t): return self.L_t(out, x0, x_t, t)
     def step(self, out, x_t, t, s=None, generator=None): raise NotImplementedError
-
-    def earlier(self,
-        t: Tensor, # (B,) integer times 1..T
-        s: Tensor | None, # (B,) integer times 0..t-1, or None for t - 1
-    ) -> Tensor: # (B,) the time that a step goes back to
-        "The target time s of a step from t, checked. Raises TimeError, DtypeError, ShapeError."
-        check_t(t, self.T)
-        if s is None: return t - 1
-        check_t(s, self.T, low=0)
-        if s.shape != t.shape or not (s < t).all(): raise TimeError(f's = {s.tolist()} must lie below t = {t.tolist()}, entry by entry')
-        return s
+    def earlier(self, t, s): return earlier_time(t, s, self.T)
 
 checked_methods(Process)
+
+# %% ../nbs/00_core.ipynb #f2ff2baa
+@contextlib.contextmanager
+def evaluating(
+    model, # a network, or a plain function, or a function that names the network inside it by an attribute `model`
+):
+    "A `with` block in which the network is in evaluation mode; afterwards each submodule is in its former mode."
+    network = model
+    while network is not None and not isinstance(network, torch.nn.Module): network = getattr(network, 'model', None)
+    modes = [] if network is None else [(module, module.training) for module in network.modules()]
+    for module, _ in modes: module.training = False
+    try: yield model
+    finally:
+        for module, mode in modes: module.training = mode
 
 # %% ../nbs/00_core.ipynb #f6ef4705
 def parts(
@@ -285,7 +374,7 @@ def elbo(
     model, # network: out = model(x_t, t)
     x0: Tensor, # (B, ...) clean examples, or a tuple of such
     n_t: int | None = None, # times drawn per example, 1..T; None takes every t
-    generator: torch.Generator | None = None, # on x0's device
+    generator=None, # on x0's device: one, or a list of one per example
     batch_size: int = 512, # examples per call of the network, for memory
     cond: dict | None = None, # what else the network reads, name: (B, ...) tensor
 ) -> dict: # nats: `L_T`, `L_t` (T+1,), `L_0`, `total`, `total_se`, `each` (B,); `count` (T+1,) of the draws; `bits_per_dim`, `bits_per_dim_se`
@@ -293,13 +382,17 @@ def elbo(
     T, n_t = process.T, process.T if n_t is None else n_t
     if not (N := len(parts(x0)[0])): raise DataError('x0 is empty: there is nothing to take a bound of')
     if not isinstance(n_t, int) or not 1 <= n_t <= T: raise TimeError(f'n_t = {n_t!r}, allowed are the integers 1..{T}; None takes every t')
+    check_generator(generator, N)
     L_T = torch.cat([process.L_T(rows(x0, slice(i, i + batch_size))).double() for i in range(0, N, batch_size)])
     total, L_t, count = L_T.clone(), L_T.new_zeros(T + 1), L_T.new_zeros(T + 1)
     for i, j in tqdm([(i, j) for i in range(0, N, batch_size) for j in range(n_t)], desc='elbo', delay=5, leave=False):
         x, given = (rows(y, slice(i, i + batch_size)) for y in (x0, cond or {}))
-        u = torch.rand(len(parts(x)[0]), generator=generator, device=L_T.device, dtype=torch.float64)
-        x_t = process.q_sample(x, t := 1 + ((j + u) * T / n_t).long().clamp(T * j // n_t, T - 1), generator)
-        L = process.L_t(model(x_t, t, **given), x, x_t, t).double()
+        g = generator_rows(generator, slice(i, i + batch_size))
+        u = rand((len(parts(x)[0]),), g, L_T.device, torch.float64)
+        t = 1 + ((j + u) * T / n_t).long().clamp(T * j // n_t, T - 1)
+        x_t = process.q_sample(x, t, g)
+        with evaluating(model): out = model(x_t, t, **given)
+        L = process.L_t(out, x, x_t, t).double()
         total[i:i + batch_size] += L * (T / n_t)
         L_t.index_add_(0, t, L), count.index_add_(0, t, torch.ones_like(L))
     return dict(_summary(total, L_T, L_t / count, sum(part[0].numel() for part in parts(x0))), count=count)
@@ -331,7 +424,7 @@ def hold(
     x_t, # state of the chain at time t, (B, ...) or a tuple
     known: tuple, # (x0, keep): examples, and booleans of the same shape that say which entries are known
     t: int, # time, 0..T
-    generator: torch.Generator | None = None, # on x_t's device
+    generator=None, # on x_t's device: one, or a list of one per example
 ): # x_t with the known entries at noise level t
     "Overwrite what is known, noised to time t (K23). Raises ShapeError, DtypeError."
     x0, keep = as_int64(known[0]), known[1]
@@ -350,7 +443,7 @@ def trajectory(
     model, # network: out = model(x_t, t)
     shape: tuple, # of the examples, (B, ...), or a tuple of shapes
     steps: int | None = None, # network calls, 1..T; None takes T
-    generator: torch.Generator | None = None, # its device is where the examples are made
+    generator=None, # one, or a list of one per example; its device is where the examples are made
     known: tuple | None = None, # (x0, keep) of `hold`; None when nothing is known
 ): # yields (t, x_t) from (T, prior sample) to (0, generated example)
     "Run the reverse chain and yield every state on the way. Raises TimeError and the errors of hold."
@@ -360,7 +453,8 @@ def trajectory(
     yield times[0], x_t
     for t, s in tqdm(list(zip(times, times[1:])), desc='generate', delay=5, leave=False):
         t_B, s_B = (torch.full(parts(x_t)[0].shape[:1], u, device=parts(x_t)[0].device) for u in (t, s))
-        x_t = keep_known(process.step(model(x_t, t_B), x_t, t_B, s_B, generator), s)
+        with evaluating(model): out = model(x_t, t_B)
+        x_t = keep_known(process.step(out, x_t, t_B, s_B, generator), s)
         yield s, x_t
 
 # %% ../nbs/00_core.ipynb #22ad3ae9
@@ -369,7 +463,7 @@ def generate(
     model, # network: out = model(x_t, t)
     shape: tuple, # of the examples, (B, ...), or a tuple of shapes
     steps: int | None = None, # network calls, 1..T; None takes T
-    generator: torch.Generator | None = None, # its device is where the examples are made
+    generator=None, # one, or a list of one per example; its device is where the examples are made
     known: tuple | None = None, # (x0, keep) of `hold`; None when nothing is known
 ) -> Tensor: # (B, ...) generated x_0
     "Sample x_T from the prior and undo every step down to x_0 (K13, Algorithm 2). Raises TimeError and the errors of hold."

@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .core import (ClassError, DiscdiffError, DtypeError, Process, Schedule, ScheduleError, ShapeError, TimeError, at,
-                              check_classes, check_finite)
+from .core import (ClassError, DiscdiffError, DtypeError, Process, Schedule, ScheduleError, ShapeError,
+                              TimeError, at, check_classes, check_finite, device_of, randn)
 
 # %% ../nbs/05_gaussian.ipynb #1a40a633
 def to_levels(
@@ -226,11 +226,11 @@ class GaussianNoise(Process):
     K: int; schedule: Schedule; clip = False
     def levels(self, x0): return to_levels(x0, self.K)
     def prior(self, shape, generator=None):
-        return torch.randn(shape, generator=generator, device=generator.device if generator else None)
+        return randn(shape, generator, device_of(generator), torch.float32)
     def q_sample(self, x0, t, generator=None):
         checked_levels(self, None, t, x0=x0)
         scale, var = jump(self.schedule, 0 * t, t, x0.ndim)
-        eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+        eps = randn(x0.shape, generator, x0.device, torch.float32)
         return (scale * self.levels(x0) + var.sqrt() * eps).to(eps)
     def q_posterior(self, x0, x_t, t, s=None):
         s = checked_levels(self, x_t, t, s, x0)
@@ -247,12 +247,12 @@ def reverse_step(
     s: Tensor, # (B,) times; all 0 or none
     x_t: Tensor, # (B, ...) for its dtype
     K: int, # number of levels
-    generator: torch.Generator | None = None, # on x_t's device
+    generator=None, # on x_t's device: one, or a list of one per example
 ) -> Tensor: # (B, ...) x_s: floats, or int64 classes at s = 0
     "Mean plus noise; at s = 0 the level nearest to the mean, without noise (K13). Raises TimeError."
     if (s == 0).all(): return to_classes(mu_p, K)
     if (s == 0).any(): raise TimeError(f's = {s.tolist()}: either all examples of a batch arrive at 0, as classes, or none')
-    noise = torch.randn(mu_p.shape, generator=generator, device=mu_p.device)
+    noise = randn(mu_p.shape, generator, mu_p.device, torch.float32)
     return (mu_p + var_p.sqrt() * noise).to(x_t.dtype)
 
 # %% ../nbs/05_gaussian.ipynb #5b1f0e47
@@ -346,14 +346,14 @@ def path_log_weights(
     process: Gaussian, # under test
     model, # network: out = model(x_t, t)
     x0: Tensor, # (B, ...) clean classes
-    generator: torch.Generator | None = None, # on x0's device
+    generator=None, # on x0's device: one, or a list of one per example
 ) -> Tensor: # (B,) nats, float64
     "log p(x_0:T) - log q(x_1:T | x_0) along one forward path per example: minus its mean is L, the mean of its exponential p(x_0) (K2, K3, K6)."
     x_s, total = process.levels(x0), torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     for time in range(1, process.T + 1):
         t = torch.full(x0.shape[:1], time, device=x0.device)
         scale, var = jump(process.schedule, t - 1, t, x0.ndim)
-        x_t = scale * x_s + var.sqrt() * torch.randn(x0.shape, generator=generator, device=x0.device, dtype=torch.float64)
+        x_t = scale * x_s + var.sqrt() * randn(x0.shape, generator, x0.device, torch.float64)
         out = model(x_t, t)
         back = -process.L_t(out, x0, x_t, t) if time == 1 else log_normal(x_s, *process.p_posterior(out, x_t, t)).flatten(1).sum(-1)
         total, x_s = total + back - log_normal(x_t, scale * x_s, var).flatten(1).sum(-1), x_t

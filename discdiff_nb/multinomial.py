@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from .core import (ClassError, Process, Schedule, ScheduleError, ShapeError, at, check_classes, check_finite,
-                              check_logits, kl_categorical, moved, sample_categorical)
+                              check_logits, device_of, kl_categorical, moved, rand, randint, sample_categorical)
 
 # %% ../nbs/06_multinomial.ipynb #1c157402
 def log_uniform_row(
@@ -164,11 +164,11 @@ def keep_or_redraw(
     process: Categorical, # whose noise replaces a class by a draw from its prior
     x0: Tensor, # (B, ...) clean classes
     t: Tensor, # (B,) times 1..T
-    generator: torch.Generator | None = None, # on x0's device
+    generator=None, # on x0's device: one, or a list of one per example
 ) -> Tensor: # (B, ...) x_t
     "Keep each class with probability alpha_bar_t, else draw it from the prior (K15). Raises the errors of checked_step."
     checked_step(process, x0, t, x0=x0)
-    u = torch.rand(x0.shape, generator=generator, device=x0.device, dtype=torch.float64)
+    u = rand(x0.shape, generator, x0.device, torch.float64)
     redrawn = process.prior(x0.shape, generator).to(x0.device)
     return torch.where(u < at(process.schedule.alpha_bar, t, x0.ndim), x0, redrawn)
 
@@ -189,7 +189,7 @@ class Multinomial(Categorical):
         kl = uniform_kl(check_logits(out, x_t, self.K), x0, x_t, moved(self, s, 'coefficients')[0][s].view(-1, *[1] * (x0.ndim - 1), 3, 4))
         return check_finite(kl.flatten(1).sum(-1), 'L_t')
     def prior(self, shape, generator=None):
-        return torch.randint(self.K, shape, generator=generator, device=generator.device if generator else None)
+        return randint(0, self.K, shape, generator, device_of(generator))
     def q_sample(self, x0, t, generator=None): return keep_or_redraw(self, x0, t, generator)
 
 # %% ../nbs/06_multinomial.ipynb #ed926b5c

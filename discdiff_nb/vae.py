@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .core import (DataError, Process, Schedule, ShapeError, check_classes, check_finite, kl_categorical, mix_seed)
+from .core import (DataError, Process, Schedule, ShapeError, check_classes, check_finite, kl_categorical,
+                              mix_seed, randint, randn)
 from .data import minibatch, pixel_marginals
 from .oracle import Q_between, check_Q, normalize
 
@@ -52,12 +53,12 @@ def reparametrize(
     mu: Tensor, # (..., Z) means
     log_var: Tensor, # (..., Z) logarithms of the variances
     L: int, # samples of each, at least 1
-    generator: torch.Generator | None = None, # on mu's device
+    generator=None, # on mu's device: one, or a list of one per row of mu
 ) -> Tensor: # (L, ..., Z) z = mu + sigma * noise, differentiable in mu and log_var
     "Draw from N(mu, exp(log_var)) so that gradients pass through the draw. Raises ShapeError (A3)."
     if L < 1: raise ShapeError(f'L = {L} samples; at least 1 is needed')
     if mu.shape != log_var.shape: raise ShapeError(f'mu {tuple(mu.shape)} and log_var {tuple(log_var.shape)} must have one shape')
-    noise = torch.randn(L, *mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+    noise = randn((L, *mu.shape), generator, mu.device, mu.dtype, dim=1)
     return mu + (log_var / 2).exp() * noise
 
 # %% ../nbs/04_vae.ipynb #18d439b4
@@ -88,12 +89,12 @@ def hvae_elbo(
 def gaussian_path(
     x0: Tensor, # (B, ...) clean data, floats
     schedule: Schedule, # noise levels
-    generator: torch.Generator | None = None, # on x0's device
+    generator=None, # on x0's device: one, or a list of one per example
 ) -> Tensor: # (T+1, B, ...) x_0, x_1, ..., x_T
     "Walk the fixed linear-Gaussian steps, q(x_1..x_T | x_0), one at a time (A6)."
     path = [x0]
     for alpha_t in schedule.alpha[1:].tolist():
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        noise = randn(x0.shape, generator, x0.device, x0.dtype)
         path.append(alpha_t ** 0.5 * path[-1] + (1 - alpha_t) ** 0.5 * noise)
     return torch.stack(path)
 
@@ -121,10 +122,10 @@ def random_time_bound(
     process: Process, # what destroys
     model, # network: out = model(x_t, t)
     x0: Tensor, # (B, ...) clean examples
-    generator: torch.Generator | None = None, # on x0's device
+    generator=None, # on x0's device: one, or a list of one per example
 ) -> Tensor: # (B,) nats: an unbiased estimate of minus the ELBO of each example, differentiable in the network
     "L_T + T * L_t at one time t ~ U{1..T} per example (A9)."
-    t = torch.randint(1, process.T + 1, (len(x0),), generator=generator, device=x0.device)
+    t = randint(1, process.T + 1, (len(x0),), generator, x0.device)
     x_t = process.q_sample(x0, t, generator)
     return process.L_T(x0) + process.T * process.L_t(model(x_t, t), x0, x_t, t)
 
@@ -175,7 +176,7 @@ class VAE(AutoEncoder):
     "Encoder, decoder and their bound (A2, A3, V1)."
     def elbo(self,
         x0: Tensor, # (B, *shape) classes
-        generator: torch.Generator | None = None, # on x0's device
+        generator=None, # on x0's device: one, or a list of one per example
         L: int = 1, # samples of the latent per example, at least 1
     ) -> dict: # (B,) nats each: `elbo` = `reconstruction` - `kl`
         "The lower bound of log p(x_0): reconstruction by L reparametrized samples, KL in closed form. Raises NotFiniteError, ShapeError (A2, A3, V1)."
@@ -190,7 +191,7 @@ def importance_bound(
     vae: VAE, # encoder and decoder
     x0: Tensor, # (B, *shape) classes
     n: int, # draws per example, at least 1; for n = 1 its mean is the ELBO
-    generator: torch.Generator | None = None, # on x0's device
+    generator=None, # on x0's device: one, or a list of one per example
     chunk: int = 50, # draws decoded at once, for memory
 ) -> Tensor: # (B,) nats, on average below log p(x_0)
     "The log of the mean of n ratios p(x_0, z) / q(z | x_0) (A1). Raises ShapeError."
