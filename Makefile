@@ -21,10 +21,11 @@ run: setup  ## execute a notebook and keep its outputs: make run NB=nbs/07_d3pm.
 readme:  ## write README.md from nbs/index.ipynb
 	@python3 tools/readme.py
 
-pages: setup  ## write what is generated: badges and install cells from settings.ini, exercises, the page of equations, README.md
+pages: setup  ## write what is generated: badges and install cells from settings.ini, exercises, equations, names, README.md
 	@$(BIN)/python tools/address.py
 	@$(BIN)/python tools/exercises.py
 	@$(BIN)/python tools/equations.py
+	@$(BIN)/python tools/api.py
 	@$(BIN)/python tools/readme.py
 
 clean:  ## remove the rendered site, builds and caches; .venv stays

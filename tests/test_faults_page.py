@@ -2,17 +2,22 @@
 import ast
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / 'nbs'
 sys.path.insert(0, str(ROOT / 'tools'))
+import api # noqa: E402
+import docs # noqa: E402
+import local_site # noqa: E402
 from address import Address, differing, installs # noqa: E402
 
 NOTEBOOKS = [p for p in sorted(NBS.rglob('*.ipynb'))
@@ -54,7 +59,7 @@ def test_an_address_that_moves_is_written_everywhere(tree):
     moved = moved.replace('branch = main', 'branch = trunk').replace(
         old.settings['doc_host'], 'https://pages.example.org')
     settings.write_text(moved)
-    for tool in ('address', 'exercises', 'equations', 'readme'):
+    for tool in ('address', 'exercises', 'equations', 'api', 'readme'):
         run(tree, sys.executable, f'tools/{tool}.py')
     run(tree, Path(sys.executable).parent / 'nbdev_export')
     stale = re.compile(r'discdiff/discdiff_nb|discdiff\.github|/blob/main/|discdiff_nb@main')
@@ -159,3 +164,151 @@ def test_every_import_of_a_notebook_is_a_requirement():
             for module in set(imported(source)) - KERNEL - set(sys.stdlib_module_names) - {settings['lib_name']}:
                 dist = DISTRIBUTION.get(module, module).lower().replace('_', '-')
                 assert dist in covered, f'{name(path)} imports {module}, which settings.ini does not require'
+
+
+# the rendered pages
+
+QUARTO = (ROOT / 'tests' / 'quarto_html_output.html').read_text(encoding='utf-8') # head and body of a page as Quarto writes it
+NEWER = QUARTO.replace('cdnjs.cloudflare.com/ajax/libs/require.js/2.3.6', 'cdn.jsdelivr.net/npm/requirejs@2.3.6').replace(
+    'cdnjs.cloudflare.com/ajax/libs/jquery/3.5.1', 'cdn.jsdelivr.net/npm/jquery@3.5.1/dist')
+
+
+def site(tmp_path, **pages):
+    "A rendered site of these pages, finished by tools/local_site.py; its folder, and the finished process."
+    out = tmp_path / '_docs'
+    for folder in ('katex', 'site_libs/quarto-html'): (out / folder).mkdir(parents=True)
+    for file in ('katex/katex.min.js', 'katex/katex.min.css', 'styles.css', 'site_libs/quarto-html/quarto.js',
+                 'site_libs/quarto-html/popper.min.js'): (out / file).touch()
+    for page, words in pages.items(): (out / page.replace('_html', '.html').replace('_css', '.css')).write_text(words)
+    (tmp_path / 'nbdev.yml').write_text('website:\n  site-url: "https://pages.example.org/project"\n')
+    return out
+
+
+def finished(out):
+    env = dict(os.environ, QUARTO_PROJECT_DIR=str(out.parent), QUARTO_PROJECT_OUTPUT_DIR='_docs')
+    return subprocess.run([sys.executable, ROOT / 'tools' / 'local_site.py'], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('page', [QUARTO, NEWER], ids=['cdnjs', 'jsdelivr'])
+def test_quartos_libraries_are_taken_out(tmp_path, page):
+    out = site(tmp_path, d3pm_html=page)
+    before = docs.broken_links(out)
+    assert sum('require' in line or 'jquery' in line for line in before) == 2
+    assert finished(out).returncode == 0 and docs.broken_links(out) == []
+    after = (out / 'd3pm.html').read_text()
+    kept = re.findall(r'<script.*?</script>', after, re.S)
+    assert 'jquery' not in after.lower() and 'require' not in after
+    assert len(kept) == len(re.findall(r'<script.*?</script>', page, re.S)) - 3 and 'oninput' in kept[-1]
+
+
+@pytest.mark.parametrize('script', [
+    '<script type="application/vnd.jupyter.widget-state+json">{"state": {}}</script>',
+    '<script>require(["plot"], p => p())</script>',
+    '<script type="text/javascript">requirejs.config({})</script>',
+    '<script>$(".x").hide()</script>',
+    '<script>jQuery.ajax("x")</script>',
+    "<script>define('mine', ['jquery'], function($) {})</script>"])
+def test_a_page_that_needs_them_is_refused(tmp_path, script):
+    done = finished(site(tmp_path, d3pm_html=QUARTO.replace('</main>', f'{script}</main>')))
+    assert done.returncode == 1 and done.stderr.startswith('tools/local_site.py: d3pm.html holds a '), done.stderr
+    assert 'remedy' in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_web_fonts_are_taken_out(tmp_path):
+    font = ('@charset "utf-8";@import url(https://fonts.googleapis.com/css2?family=Lato:wght@300;400&display=swap);'
+            "@import 'https://fonts.example.org/a.css';body{color:red}@import url(local.css);")
+    out = site(tmp_path, theme_css=font)
+    assert len(docs.broken_links(out)) == 2
+    assert finished(out).returncode == 0 and docs.broken_links(out) == []
+    assert (out / 'theme.css').read_text() == '@charset "utf-8";body{color:red}@import url(local.css);'
+
+
+def test_the_page_for_lost_readers_is_shown_at_any_depth(tmp_path):
+    assert finished(out := site(tmp_path, **{'404_html': '<html><head></head></html>'})).returncode == 0
+    assert '<base href="/project/">' in (out / '404.html').read_text()
+
+
+def notebook(path, *markdown):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({'cells': [dict(cell_type='markdown', source=m) for m in markdown]}))
+
+
+def test_links_that_a_renderer_loses_are_counted(tmp_path):
+    words = ('| a | b |\n|---|---|\n| x | [one](07_d3pm.ipynb#the-mask)<details><summary>2</summary>'
+             '[two](07_d3pm.ipynb#the-mask)<br>[three](https://a.example/b)</details> |\n')
+    notebook(tmp_path / 'nbs' / '91_equations.ipynb', '# T', words, '`[no](code.ipynb)` ![no](image.png)\n```\n[no](c.d)\n```')
+    one, two = '<a href="./d3pm.html#the-mask">x</a>', '<a href="07_d3pm.html#the-mask">x</a>'
+    other = '<a href="https://a.example/b">x</a>'
+    for page, rest in ('equations.html', one), ('91_equations.html', two):
+        out = tmp_path / page / '_docs'
+        out.mkdir(parents=True)
+        (out / page).write_text(f'<a href="07_d3pm.html#the-mask">menu</a><main>{rest}</main>{other}')
+        assert docs.lost_links(out, tmp_path / 'nbs') == [
+            '91_equations.ipynb: 1 of its 2 links to d3pm.html#the-mask are not on its page',
+            '91_equations.ipynb: 1 of its 1 links to https://a.example/b are not on its page']
+        (out / page).write_text(f'<main>{one}{two}{other}</main>')
+        assert docs.lost_links(out, tmp_path / 'nbs') == []
+        (out / page).unlink()
+        assert docs.lost_links(out, tmp_path / 'nbs') == ['91_equations.ipynb: has no page']
+
+
+def test_no_link_stands_in_a_fold_in_a_table():
+    "Pandoc keeps no block HTML in a cell of a pipe table: Quarto drops <details> with all that is in it."
+    for path in NOTEBOOKS:
+        for line in '\n'.join(text(c) for c in cells(path) if c['cell_type'] == 'markdown').splitlines():
+            assert not (line.startswith('|') and re.search(r'<(details|div|p|ul|table|pre)\b', line)), f'{name(path)}: {line[:100]}'
+
+
+def test_exercises_and_solutions_come_last_in_the_search():
+    def entry(href, section, words): return dict(objectID=href, href=href, title='T', section=section, text=words)
+    found = local_site.search_index([
+        entry('exercises/07_d3pm.html', '', 'one'), entry('exercises/07_d3pm.html#a', 'Jumps', 'two'), entry('404.html', '', 'x'),
+        entry('solutions/07_d3pm.html#b', 'Jumps', 'three'), entry('07_d3pm.html#jumps', 'Jumps', 'four')])
+    assert [(e['href'], e['section'], e['text']) for e in found] == [
+        ('07_d3pm.html#jumps', 'Jumps', 'four'), ('exercises/07_d3pm.html', '', 'one Jumps two'),
+        ('solutions/07_d3pm.html', '', 'three')]
+
+
+# the index of names
+
+def test_signatures_keep_shapes_and_leave_out_bodies():
+    source = '''class Cats(Base):
+    "Some cats (K1)."
+    n: int # how many
+    def __init__(self,
+        n: int, # how many
+    ):
+        self.n = n
+    @property
+    def K(self): return self.n
+    def _hidden(self): pass
+@torch.no_grad()
+def meow(
+    x: Tensor, # (B, K) loud
+) -> Tensor: # (B,) louder
+    # not this
+    """First line `x`,
+    and its end.
+
+    More."""
+    return x
+'''
+    found = list(api.definitions(ast.parse(source).body, source.splitlines()))
+    assert found == [
+        ('Cats', 'class Cats(Base):\n    n: int # how many\n    def __init__(self,\n        n: int, # how many\n    ):', 'Some cats (K1).'),
+        ('Cats.K', '@property\ndef K(self):', ''),
+        ('meow', 'def meow(\n    x: Tensor, # (B, K) loud\n) -> Tensor: # (B,) louder', 'First line `x`, and its end.')]
+
+
+def test_the_index_has_every_exported_name():
+    page = '\n'.join(text(c) for c in cells(NBS / '92_api.ipynb'))
+    for path in (ROOT / 'discdiff_nb').glob('[!_]*.py'):
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
+                assert f'\n### {node.name}\n' in page, f'{path.name}: {node.name}'
+
+
+def test_the_citation_is_yaml_with_what_its_format_asks_for():
+    cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
+    assert {'cff-version', 'message', 'title', 'authors', 'version', 'license', 'repository-code'} <= set(cited)
+    assert cited['version'] == Address().settings['version'] and isinstance(cited['version'], str)

@@ -1,6 +1,7 @@
 "Checks of the repository's files: the wheel, what an import pulls in, banned names, notebooks as files, generated files."
 import ast
 import configparser
+import email
 import json
 import re
 import shutil
@@ -56,6 +57,25 @@ def test_wheel_entry_points(wheel):
     points.read_string(wheel.read(next(n for n in wheel.namelist() if n.endswith('entry_points.txt'))).decode())
     assert points['console_scripts']['discdiff'] == 'discdiff_nb.cli:main'
     assert points['nbdev']['discdiff_nb'] == 'discdiff_nb._modidx:d'  # nbdev finds what a name in backticks links to
+
+def metadata(wheel):
+    "The wheel's METADATA, as a message: its fields and, as its text, the long description."
+    return email.message_from_string(wheel.read(next(n for n in wheel.namelist() if n.endswith('/METADATA'))).decode())
+
+def test_wheel_description_has_no_relative_link(wheel):
+    words = re.sub(r'```.*?```|`[^`\n]*`', '', metadata(wheel).get_payload(), flags=re.S)
+    links = re.findall(r'\]\(([^)\s]+)', words) + re.findall(r'\b(?:src|href)="([^"]+)', words)
+    assert len(links) > 40 and not [link for link in links if not re.match('https?://', link)]
+    assert f'![64 digits appearing pixel by pixel out of masked sheets]({ADDRESS.raw("nbs/assets/digits.gif")})' in words
+    assert f'[00_core]({ADDRESS.blob("nbs/00_core.ipynb")})' in words
+
+def test_wheel_says_where_the_project_is(wheel):
+    fields = metadata(wheel)
+    urls = dict(line.split(', ', 1) for line in fields.get_all('Project-URL'))
+    assert urls['Source'] == ADDRESS.url and urls['Documentation'] == ADDRESS.site and {'Issues', 'Changelog'} <= set(urls)
+    oldest = int(ADDRESS.settings['min_python'].split('.')[1])
+    assert f'Programming Language :: Python :: 3.{oldest}' in fields.get_all('Classifier')
+    assert any(line.startswith('Development Status') for line in fields.get_all('Classifier'))
 
 def test_imports_are_light():
     "Importing a module pulls in neither torchvision nor matplotlib nor scikit-learn; viz alone may have matplotlib."
@@ -175,6 +195,11 @@ def test_sidebar_lists_every_page_once():
     listed = [page for entry in contents for page in (entry['contents'] if isinstance(entry, dict) else [entry])]
     assert sorted(listed) == sorted(p.relative_to(NBS).as_posix() for p in NOTEBOOKS)
 
-def test_readme_is_in_step_with_the_index():
-    run = subprocess.run([sys.executable, ROOT / 'tools' / 'readme.py', '--check'], capture_output=True, text=True)
+@pytest.mark.parametrize('tool', ['address.py', 'api.py', 'readme.py'])
+def test_generated_files_are_in_step(tool):
+    run = subprocess.run([sys.executable, ROOT / 'tools' / tool, '--check'], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+def test_the_first_page_lists_every_chapter():
+    table = '\n'.join(text(c) for c in cells(NBS / 'index.ipynb', 'markdown'))
+    for path in CHAPTERS: assert f'| [{path.stem}]({path.name}) |' in table, f'index.ipynb lists no {path.name}'

@@ -31,6 +31,7 @@ if absent():
                       'this machine by another way, and run `%pip install FOLDER` with its folder')'''
 ADDRESS = r'https?://[^\s()"\'<>]+?'
 ISSUES = re.compile(ADDRESS + r'(?=/issues/new\b)')
+PIP = re.compile(r'git\+https?://[^\s`\'")]+')
 BLOB = re.compile(ADDRESS + r'/blob/[^\s()"\'<>]+?(?=/CONTRIBUTING\.md)')
 
 
@@ -66,7 +67,7 @@ class Address:
 
     def links(self, words):
         "Some text with the repository's address in its links."
-        return ISSUES.sub(self.url, BLOB.sub(f'{self.url}/blob/{self.branch}', words))
+        return PIP.sub(self.pip, ISSUES.sub(self.url, BLOB.sub(f'{self.url}/blob/{self.branch}', words)))
 
 
 def text(cell): return ''.join(cell['source'])

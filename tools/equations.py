@@ -155,27 +155,20 @@ def missing(ledger):
     return out
 
 
-def folded(lines, most=2):
-    "Lines of a table's cell, the later ones behind a fold."
-    more = lines[most:] if len(lines) > most + 1 else []
-    fold = f'<details><summary>{len(more)} more</summary>{"<br>".join(more)}</details>' if more else ''
-    return '<br>'.join(lines[:len(lines) - len(more)]) + fold
-
-
 def escaped(words):
     "Words as the text of a link."
     return re.sub(r'([\[\]*<])', r'\\\1', words)
 
 
-def table_row(ledger, row):
-    "One line of the page."
+def entry(ledger, row):
+    "What the page says of one row: no table, no fold, so that every renderer keeps every link."
     place, checks = ledger.place(row), ledger.checks(row['id'])
-    stated = f'[{place[0].title}]({place[1]})' if place else f'owed: chapter {row["chapters"][0]}'
     code = {}
     for module, name in ledger.functions.get(row['id'], []): code.setdefault(module, []).append(f'`{name}`')
-    shown = [f'· [{escaped(words)}]({link})' + ' (slow)' * (not runs) for _, words, link, runs in checks]
-    cells = [f'**{row["id"]}**', row['what'], stated, folded([f'{m}: {", ".join(names)}' for m, names in code.items()]), folded(shown)]
-    return '| ' + ' | '.join(re.sub(r'(?<!\\)\|', r'\\|', cell) for cell in cells) + ' |'
+    stated = f'derived in [{place[0].title}]({place[1]})' if place else f'not derived yet; chapter {row["chapters"][0]} owes it'
+    yield f'### {row["id"]}\n\n{row["what"]}\n\n- {stated}'
+    for module, names in code.items(): yield f'- code in {module}: {", ".join(names)}'
+    for _, words, link, runs in checks: yield f'- checked: [{escaped(words)}]({link})' + ' (slow)' * (not runs)
 
 
 def markdown(ledger):
@@ -191,8 +184,8 @@ def markdown(ledger):
     groups = {}
     for row in ledger.rows: groups.setdefault(row['source'].partition(';')[0], []).append(row)
     for source, rows in groups.items():
-        head = f'## {source}\n\n| ID | says | derived in | function | checked |\n|{"|".join("-" * n for n in (4, 26, 14, 20, 36))}|\n'
-        yield head + '\n'.join(table_row(ledger, row) for row in rows)
+        entries = ['\n'.join(entry(ledger, row)) for row in rows]
+        yield f'## {source}\n\n' + '\n\n'.join(entries)
 
 
 def page(ledger):
