@@ -1,0 +1,165 @@
+"Faults of samplers that were found once, each with its whole kind: wrappers, dtypes, limits, shares of blanks, integers, one generator for each example."
+import copy
+import math
+import pickle
+from fractions import Fraction
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from discdiff_nb.core import (INTEGERS, DiscdiffError, NotFiniteError, Schedule, cosine_schedule, elbo, linear_schedule, reciprocal_schedule,
+                              sigmoid_schedule)
+from discdiff_nb.d3pm import Absorbing
+from discdiff_nb.gaussian import Gaussian, clipped, jump, posterior, target_line, to_classes
+from discdiff_nb.joint import Joint
+from discdiff_nb.multinomial import Multinomial
+from discdiff_nb.sampling import Remasking, ddim, guided, inpaint, start_time
+
+few = settings(max_examples=40, deadline=None, derandomize=True)
+seed = lambda n: torch.Generator().manual_seed(n)
+SCHEDULES = reciprocal_schedule, cosine_schedule, sigmoid_schedule
+
+# wrappers: any order, any two
+
+WRAPPERS = {'clipped': clipped, 'ddim': ddim, 'half': lambda p: ddim(p, 0.5), 'ancestral': lambda p: ddim(p, 1.)}
+ETA = {'ddim': 0., 'half': 0.5, 'ancestral': 1.}
+
+def step_by_hand(process, out, x_t, t, s, eta, clip, generator):
+    "One step of a Gaussian with the variance of the posterior, in float64, from the formulas alone."
+    u, w = target_line(process.schedule, process.predict, t, x_t.ndim)
+    x0 = (out[..., 0].double() - w * x_t) / u
+    if clip: x0 = x0.clamp(-1, 1)
+    (scale_s, var_s), (scale_t, var_t) = (jump(process.schedule, 0 * r, r, x_t.ndim) for r in (s, t))
+    w_0, w_t, var = posterior(process.schedule, s, t, x_t.ndim)
+    mean = w_0 * x0 + w_t * x_t
+    if eta is not None:
+        var = eta ** 2 * var
+        mean = scale_s * x0 + (var_s - var).clamp(min=0).sqrt() * (x_t - scale_t * x0) / var_t.sqrt()
+    if (s == 0).all(): return to_classes(mean, process.K)
+    return mean + var.sqrt() * torch.randn(x_t.shape, generator=generator)
+
+@few
+@given(st.lists(st.sampled_from(list(WRAPPERS)), min_size=1, max_size=3), st.sampled_from(['eps', 'x0', 'v']), st.integers(0, 7), st.integers(0, 99))
+def test_wrappers_of_a_gaussian_commute(names, predict, time, n):
+    process = plain = Gaussian(5, linear_schedule(8, 0.05, 0.4), predict)
+    for name in names: process = WRAPPERS[name](process)
+    eta = next((ETA[name] for name in names[::-1] if name in ETA), None)
+    x_t, out = 3 * torch.randn(4, 3, generator=seed(n), dtype=torch.float64), 3 * torch.randn(4, 3, 1, generator=seed(n + 1))
+    t, s = torch.full((4,), 8), torch.full((4,), time)
+    want = step_by_hand(plain, out, x_t, t, s, eta, 'clipped' in names, seed(n)).double()
+    for same in (process, copy.copy(process), copy.deepcopy(process), pickle.loads(pickle.dumps(process)), Joint(process, process).halves[1]):
+        torch.testing.assert_close(same.step(out, x_t, t, s, seed(n)).double(), want, rtol=1e-9, atol=1e-9)
+    x0 = torch.randint(5, (4, 3), generator=seed(n))
+    bound = clipped(plain) if 'clipped' in names else plain
+    torch.testing.assert_close(process.L_t(out, x0, x_t, t), bound.L_t(out, x0, x_t, t))
+
+@pytest.mark.parametrize('wrap', [clipped, ddim])
+def test_wrappers_refuse_what_they_cannot_change(wrap):
+    gauss, uniform = Gaussian(3, linear_schedule(4)), Multinomial(3, cosine_schedule(4))
+    class Own(Gaussian):
+        def step(self, out, x_t, t, s=None, generator=None): return x_t
+    for process in (uniform, Joint(gauss, uniform), None) + ((Own(3, linear_schedule(4)),) if wrap is ddim else ()):
+        with pytest.raises(DiscdiffError): wrap(process)
+
+# float32 logits beside float64 logits
+
+@few
+@given(st.sampled_from(SCHEDULES), st.sampled_from([1, 2, 5, 50, 1000]), st.sampled_from([0., 0.3, 0.999, 1.]), st.integers(2, 6), st.integers(0, 99))
+def test_remasking_in_float32(make, T, share, K, n):
+    process, g = Remasking(K, make(T), share), seed(n)
+    t = torch.cat([torch.randint(1, T + 1, (60,), generator=g), torch.tensor([1, T, (T + 1) // 2, min(2, T)])])
+    x0 = torch.randint(K - 1, (64, 2), generator=g)
+    logits = 30 * torch.rand(64, 1, 1, generator=g) * torch.randn(64, 2, K, generator=g)
+    x_t = process.q_sample(x0, t, g)
+    agree(*(process.L_t(lg, x0, x_t, t).double() for lg in (logits, logits.double())))
+    agree(*(process.p_posterior(lg, x_t, t).double() for lg in (logits, logits.double())))
+
+def agree(got, want):
+    "To 1e-3 relative or 1e-7 nats, or infinite in both."
+    assert torch.equal(got.isinf(), want.isinf())
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-7)
+
+def test_remasking_bound_in_float32():
+    process, x0 = Remasking(5, reciprocal_schedule(1000), 1.), torch.randint(4, (10, 8), generator=seed(0))
+    low, high = (elbo(process, lambda x_t, t: torch.zeros(*x_t.shape, 5, dtype=dtype), x0, 10, seed(0))['total'] for dtype in (torch.float32, torch.float64))
+    assert math.isfinite(high) and abs(low / high - 1) < 1e-3
+
+def test_remasking_takes_back_all_that_is_allowed():
+    "At share 1, where sigma is below 1, every blank is revealed: exactly, at every stride."
+    for make in SCHEDULES:
+        for T in (3, 40):
+            process = Remasking(3, make(T), 1.)
+            for t in range(1, T + 1):
+                for s in range(t):
+                    a_s, a_t = process.schedule.alpha_bar[[s, t]]
+                    x_t, tt, ss = torch.tensor([[2]]), torch.tensor([t]), torch.tensor([s])
+                    stay = process.p_posterior(torch.zeros(1, 1, 3), x_t, tt, ss)[0, 0, 2].exp().double()
+                    torch.testing.assert_close(stay, ((1 - a_s - a_t) / (1 - a_t)).clamp(min=0), rtol=1e-9, atol=1e-15)
+                    if a_t >= 1 - a_s: assert stay == 0
+
+# guidance where a class is struck out
+
+LOGIT = st.one_of(st.just(-math.inf), st.floats(-5, 5, width=32))
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.integers(1, 5).flatmap(lambda K: st.tuples(*[st.lists(LOGIT, min_size=K, max_size=K)] * 2)),
+       st.sampled_from([0.1, 0.5, 0.9, 1.1, 1.5, 3.]), st.sampled_from([torch.float32, torch.float64]))
+def test_guidance_has_its_limit(rows, w, dtype):
+    "The answer is the limit of that for networks that give M nats less than 0 where these say never, M to infinity."
+    u, c = (torch.tensor(row, dtype=dtype) for row in rows)
+    if not ((u > -math.inf).any() and (c > -math.inf).any()): return # no network's answer
+    model = guided(lambda x_t, t, y: torch.where((y == 0)[:, None, None], c, u), torch.tensor([0, 1]), 1, w)
+    ask = lambda: model(torch.zeros(2, 1, dtype=torch.long), torch.tensor([1, 1]))
+    if w < 1 and not ((u > -math.inf) & (c > -math.inf)).any():
+        with pytest.raises(NotFiniteError, match='weight'): ask()
+        return
+    near_u, near_c = (x.double().clamp(min=-1e4) for x in (u, c))
+    got = ask().double().softmax(-1)
+    torch.testing.assert_close(got[0, 0], (near_u + w * (near_c - near_u)).softmax(-1), rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-9)
+    torch.testing.assert_close(got[1, 0], u.double().softmax(-1), rtol=0, atol=1e-6)
+
+def test_guidance_names_what_is_no_answer():
+    for bad in (math.inf, math.nan):
+        model = guided(lambda x_t, t, y: torch.where(y[:, None, None] == 0, torch.tensor([0., bad]), torch.zeros(2)), torch.zeros(3).long(), 1, 2.)
+        with pytest.raises(NotFiniteError): model(torch.zeros(3, 1).long(), torch.ones(3).long())
+    for w, u, c in ((2., -math.inf, 1.), (0.5, -math.inf, math.inf), (0.5, 1., -math.inf)): # levels: there is no class to strike out
+        model = guided(lambda x_t, t, y: torch.where(y[:, None, None] == 0, c, u) + torch.zeros(3, 1, 1), torch.zeros(3).long(), 1, w)
+        with pytest.raises(NotFiniteError): model(torch.zeros(3, 1), torch.ones(3).long())
+
+# shares of blanks beside 1 - alpha_bar
+
+def first_time(schedule, share):
+    "min{t : 1 - alpha_bar_t >= share}, in fractions; tables are right to 1e-12."
+    return next(t for t in range(schedule.T + 1) if 1 - Fraction(schedule.alpha_bar[t].item()) >= share - Fraction(1, 10 ** 12))
+
+@pytest.mark.parametrize('make', SCHEDULES)
+@pytest.mark.parametrize('T', [1, 2, 6, 10, 48, 64])
+def test_start_time_is_one_whatever_the_dtype(make, T):
+    process = Absorbing(4, make(T))
+    pairs = sorted({Fraction(k, D) for D in range(1, 34) for k in range(D + 1)})
+    want = torch.tensor([first_time(process.schedule, h) for h in pairs])
+    if make is reciprocal_schedule: assert want.tolist() == [math.ceil(h * T) for h in pairs]
+    for dtype in (torch.float32, torch.float64): assert torch.equal(start_time(process, torch.tensor([float(h) for h in pairs], dtype=dtype)), want)
+    half = torch.tensor([float(h) for h in pairs]).half()
+    got, off = start_time(process, half), (half.double() - torch.tensor([float(h) for h in pairs], dtype=torch.float64)).abs()
+    gone = 1 - process.schedule.alpha_bar
+    near = (gone - torch.tensor([float(h) for h in pairs], dtype=torch.float64)[:, None]).abs().amin(1) # a level that half precision cannot tell apart
+    same = (near < 1e-12) | (near > 2 ** -10)
+    assert torch.equal(got[same], want[same]) and (got - want).abs().max() <= 1 and same.double().mean() > 0.5
+
+def test_start_time_that_the_dtype_cannot_tell():
+    process = Absorbing(4, reciprocal_schedule(10_000))
+    assert start_time(process, torch.tensor([2 / 3])).item() == start_time(process, torch.tensor([2 / 3]).double()).item() == 6667
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(DiscdiffError, match='float64'): start_time(process, torch.tensor([2 / 3], dtype=dtype))
+    assert start_time(process, torch.tensor([0, 1])).tolist() == [0, 10_000]
+
+@few
+@given(st.sampled_from(SCHEDULES), st.integers(1, 40), st.integers(1, 24), st.data())
+def test_inpaint_starts_at_that_time(make, T, D, data):
+    k, process, told = data.draw(st.integers(1, D)), Absorbing(4, make(T)), []
+    def hears(x_t, t): told.append(t); return torch.zeros(*x_t.shape, 4)
+    keep = torch.arange(D).expand(50, D) >= k
+    inpaint(process, hears, torch.zeros(50, D).long(), keep, seed(0))
+    first = torch.stack(told).amax()
+    assert first <= first_time(process.schedule, Fraction(k, D))
+    if k * 50 > 20 * T: assert first >= first_time(process.schedule, Fraction(k, D)) - T // 2
