@@ -340,11 +340,13 @@ checked_methods(Process)
 # %% ../nbs/00_core.ipynb #f2ff2baa
 @contextlib.contextmanager
 def evaluating(
-    model, # a network, or a plain function, or a function that names the network inside it by an attribute `model`
+    model, # a network, or what holds one: a partial, a method, an object with an attribute `model`
 ):
     "A `with` block in which the network is in evaluation mode; afterwards each submodule is in its former mode."
     network = model
-    while network is not None and not isinstance(network, torch.nn.Module): network = getattr(network, 'model', None)
+    while network is not None and not isinstance(network, torch.nn.Module):
+        inside = (getattr(network, name, None) for name in ('model', 'func', '__self__'))
+        network = next((part for part in inside if part is not None), None)
     modes = [] if network is None else [(module, module.training) for module in network.modules()]
     for module, _ in modes: module.training = False
     try: yield model

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .core import (INTEGERS, ClassError, DataError, DtypeError, Process, Schedule, ScheduleError, ShapeError, at, check_classes,
-                              check_finite, check_logits, check_t, kl_categorical, moved)
+                              check_finite, check_logits, check_t, device_of, kl_categorical, moved)
 from .multinomial import Categorical, checked_step, keep_or_redraw, kept
 
 # %% ../nbs/07_d3pm.ipynb #d9b736a5
@@ -177,7 +177,7 @@ class MaskJumps(Categorical):
         b = at(self.schedule.alpha_bar, s, log_p.ndim)
         return torch.where(torch.arange(self.K, device=s.device) == self.mask_id, (1 - b).log().to(log_p), log_p + b.log().to(log_p))
     def log_prior(self): return torch.where(torch.arange(self.K) == self.mask_id, 0., -math.inf).double()
-    def prior(self, shape, generator=None): return torch.full(shape, self.mask_id, device=generator.device if generator else None)
+    def prior(self, shape, generator=None): return torch.full(shape, self.mask_id, device=device_of(generator))
 
 # %% ../nbs/07_d3pm.ipynb #f29e4f50
 class Absorbing(MaskJumps):

@@ -10,7 +10,7 @@ __all__ = ['check_Q', 'path_joint', 'conditional', 'states', 'index_of', 'all_po
 # %% ../nbs/01_oracle.ipynb #b1da50ce
 import torch
 from torch import Tensor
-from .core import Process, ShapeError, ScheduleError, generate, kl_categorical, sample_categorical
+from .core import Process, ShapeError, ScheduleError, evaluating, generate, kl_categorical, sample_categorical
 
 # %% ../nbs/01_oracle.ipynb #65a11e27
 def check_Q(
@@ -91,7 +91,8 @@ def reverse_matrix(
     "One reverse step between whole examples, from the process's own p_posterior."
     x = states(process.K, D)
     t_B, s_B = torch.full((len(x),), t), torch.full((len(x),), s)
-    log_p = process.p_posterior(model(x, t_B), x, t_B, s_B).double()
+    with evaluating(model): out = model(x, t_B)
+    log_p = process.p_posterior(out, x, t_B, s_B).double()
     return torch.stack([log_p[:, d][:, x[:, d]] for d in range(D)]).sum(0).exp()
 
 # %% ../nbs/01_oracle.ipynb #28c88263
@@ -146,7 +147,8 @@ def kl_elbo(
         weight = torch.stack([q[d, x_t[:, d]] for d in range(len(x0))]).prod(0)
         x_t, weight = x_t[weight > 0], weight[weight > 0]
         t_B = torch.full((len(x_t),), t)
-        L = process.L_t(model(x_t, t_B), x0.expand_as(x_t), x_t, t_B)
+        with evaluating(model): out = model(x_t, t_B)
+        L = process.L_t(out, x0.expand_as(x_t), x_t, t_B)
         total += (weight * L.double()).sum().item()
     return total
 

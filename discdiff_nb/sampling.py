@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from .absorbing import perfect_model
 from .core import (ClassError, DataError, DiscdiffError, DtypeError, NotFiniteError, Process,
                               Schedule, ScheduleError, ShapeError, at, check_classes, check_finite,
-                              check_logits, check_t, checked, sample_categorical, step_times)
+                              check_generator, check_logits, check_t, checked, device_of, evaluating,
+                              rand, sample_categorical, step_times)
 from .d3pm import Absorbing, MaskJumps, check_reachable, no_mask
 from .gaussian import (Gaussian, checked_levels, jump, log_normal, posterior, predicted_x0,
                                   reverse_step, target_line, to_levels)
@@ -29,7 +30,7 @@ from .oracle import log_prior_of_states, reverse_matrix, states
 
 # %% ../nbs/12_sampling.ipynb #71704d00
 class Around:
-    "A model made of another, which stays in reach as `model`: `evaluating` finds the network inside."
+    "A model made of another, which stays in reach as `model`; `evaluating` finds the network."
     def __init__(self,
         model, # network: out = model(x_t, t, **cond)
         answer, # answer(model, x_t, t, **cond): what the new model returns
@@ -129,7 +130,7 @@ def ddim_step(
     x_t: Tensor, # (B, ...) noisy levels
     t: Tensor, # (B,) times 1..T
     s: Tensor | None = None, # (B,) times below t, or None for t - 1
-    generator: torch.Generator | None = None, # on x_t's device
+    generator=None, # on x_t's device: one, or a list of one per example
     eta: float = 0., # 0 no noise .. 1 the posterior's
 ) -> Tensor: # (B, ...) x_s: floats, or int64 classes at s = 0
     "One DDIM step (Song et al. 2021, eq. 12). Raises DiscdiffError, NotFiniteError and the errors of checked_levels."
@@ -150,7 +151,7 @@ def ddim(
     _number(eta, 0, 1, 'eta')
     name = type(process).__name__
     if type(process).step is not Gaussian.step:
-        raise DiscdiffError(f'{name} has a step of its own, which ddim does not reach: give it a stepper')
+        raise DiscdiffError(f'{name} steps in its own way, which ddim does not reach')
     other = copy.copy(process)
     other.stepper = functools.partial(ddim_step, eta=eta)
     return other
@@ -169,12 +170,12 @@ def checked_shape(
 def reveal_times(
     process: Process, # Absorbing or Multinomial, for its schedule
     shape: tuple, # of the examples, (B, ...)
-    generator: torch.Generator | None = None, # its device is where the times are made
+    generator=None, # one, or a list of one per example; its device is where the times are made
     start: Tensor | None = None, # (B,) times 0..T at which the run begins; None takes T
 ) -> Tensor: # (B, ...) int64 times 1..start; 0 where start is 0
     "The step that settles each position, drawn before the network is asked: P(t) = alpha_bar_{t-1} - alpha_bar_t. Raises ShapeError, DiscdiffError, TimeError."
     _need(process, (Absorbing, Multinomial), 'reveal_times')
-    u = torch.rand(checked_shape(shape), generator=generator, device=generator.device if generator else None, dtype=torch.float64)
+    u = rand(checked_shape(shape), generator, device_of(generator), torch.float64)
     start = torch.full(shape[:1], process.T, device=u.device) if start is None else start.to(u.device)
     check_t(start, process.T, low=0)
     if start.shape != shape[:1]: raise ShapeError(f'start has shape {tuple(start.shape)}; one time per example is {shape[:1]}')
@@ -210,23 +211,35 @@ def fill(
     model, # network: logits = model(x_t, t)
     x_t: Tensor, # (B, ...) classes, noise where tau > 0
     tau: Tensor, # (B, ...) int64 the step that settles each position, 0 where it is settled
-    generator: torch.Generator | None = None, # on x_t's device
+    generator=None, # on x_t's device: one, or a list of one per example
 ) -> Tensor: # (B, ...) int64 classes
     "Visit each example's own times from the latest on, and draw what is due. Raises ShapeError, ClassError, TimeError, NotFiniteError."
     _check_times(process, x_t, tau)
+    check_generator(generator, len(x_t))
     if isinstance(process, Absorbing) and ((x_t == process.mask_id) != (tau > 0)).any(): raise ClassError('blanks need times above 0, the others 0')
     for _ in tqdm(range(number_of_calls(tau)), desc='fill', delay=5, leave=False):
         t = tau.flatten(1).amax(1)
         due = (tau == t.reshape(-1, *[1] * (tau.ndim - 1))) & (tau > 0)
-        logits = clean_logits(process, model(x_t, t.clamp(min=1)), x_t)
-        x_t = x_t.long().masked_scatter(due, sample_categorical(logits[due], generator))
+        with evaluating(model): out = model(x_t, t.clamp(min=1))
+        logits = clean_logits(process, out, x_t)
+        x_t = x_t.masked_scatter(due, _draw_due(logits, due, generator))
         tau = torch.where(due, 0, tau)
     return x_t
 
+# %% ../nbs/12_sampling.ipynb #f47ac3d9
+def _draw_due(logits, due, generator):
+    "Classes where it is due, in their order; of a list, each example's own generator draws them."
+    if not isinstance(generator, (list, tuple)): return sample_categorical(logits[due], generator)
+    own = zip(logits, due, generator)
+    return torch.cat([sample_categorical(row[now], g) for row, now, g in own])
+
 def _check_times(process, x_t, tau):
     "Raise DiscdiffError, ShapeError, ClassError or TimeError unless tau holds a time for each position of x_t."
-    _need(process, (Absorbing, Multinomial), 'a table of times'), check_classes(x_t, process.K, 'x_t'), check_t(tau.flatten(), process.T, low=0)
-    if tau.shape != x_t.shape or x_t.ndim < 2: raise ShapeError(f'tau {tuple(tau.shape)} and x_t {tuple(x_t.shape)} must have one shape (B, ...)')
+    _need(process, (Absorbing, Multinomial), 'a table of times')
+    check_classes(x_t, process.K, 'x_t')
+    check_t(tau.flatten(), process.T, low=0)
+    if tau.shape != x_t.shape or x_t.ndim < 2:
+        raise ShapeError(f'tau {tuple(tau.shape)} and x_t {tuple(x_t.shape)} must have one shape (B, ...)')
 
 # %% ../nbs/12_sampling.ipynb #a4d2cd28
 def generate_few_calls(
@@ -234,7 +247,7 @@ def generate_few_calls(
     model, # network: logits = model(x_t, t)
     shape: tuple, # of the examples, (B, ...)
     steps: int | None = None, # times that a run may visit, 1..T; None takes T
-    generator: torch.Generator | None = None, # its device is where the examples are made
+    generator=None, # one, or a list of one per example; its device is where the examples are made
 ) -> Tensor: # (B, ...) generated x_0
     "Sample in at most min(steps, D) calls (de-randomized times, Chen et al. 2023). Raises ShapeError, TimeError, DiscdiffError, NotFiniteError."
     tau, times = reveal_times(process, shape, generator), step_times(process.T, steps)[::-1]
@@ -258,7 +271,8 @@ def log_p_given_times(
     for _ in range(number_of_calls(tau)):
         t = tau.amax(1)
         due = (tau == t[:, None]) & (tau > 0)
-        log_p = clean_logits(process, model(x_t, t.clamp(min=1)), x_t).double().log_softmax(-1).gather(-1, x0[..., None])[..., 0]
+        with evaluating(model): out = model(x_t, t.clamp(min=1))
+        log_p = clean_logits(process, out, x_t).double().log_softmax(-1).gather(-1, x0[..., None])[..., 0]
         total, x_t, tau = total + torch.where(due, log_p, 0.).sum(1), torch.where(due, x0, x_t), torch.where(due, 0, tau)
     return total
 
@@ -308,7 +322,7 @@ def generate_by_confidence(
     model, # network: logits = model(x_t, t)
     shape: tuple, # of the examples, (B, ...)
     steps: int | None = None, # times that a run may visit, 1..T; None takes T
-    generator: torch.Generator | None = None, # its device is where the examples are made
+    generator=None, # one, or a list of one per example; its device is where the examples are made
     by: str = 'token', # rank by the drawn candidate's probability ('token') or by the largest one ('position')
 ) -> Tensor: # (B, ...) generated x_0
     "Reveal where the network is surest (Chang et al. 2022). Raises ShapeError, TimeError, DiscdiffError, NotFiniteError."
@@ -319,7 +333,8 @@ def generate_by_confidence(
     left = [round(D * (1 - process.schedule.alpha_bar[t].item())) for t in times]
     for t, before, after in tqdm(list(zip(times, left, left[1:])), desc='generate', delay=5, leave=False):
         if before == after: continue
-        p = clean_logits(process, model(x_t, torch.full(shape[:1], t, device=x_t.device)), x_t).softmax(-1)
+        with evaluating(model): out = model(x_t, torch.full(shape[:1], t, device=x_t.device))
+        p = clean_logits(process, out, x_t).softmax(-1)
         x, blank = sample_categorical(p.log(), generator), x_t == process.mask_id
         score = p.gather(-1, x[..., None])[..., 0] if by == 'token' else p.amax(-1)
         order = torch.where(blank, score, math.inf).flatten(1).argsort(dim=1, descending=True, stable=True)
@@ -345,7 +360,7 @@ def nucleus(
     model, # network: logits = model(x_t, t, **cond)
     top_p: float, # above 0, at most 1; 1 changes nothing
 ): # model(x_t, t, **cond)
-    "The model with all but its likeliest classes struck out (Holtzman et al. 2020). Raises DiscdiffError."
+    "The model, its unlikely classes struck out (Holtzman et al. 2020). Raises DiscdiffError."
     _need(process, Categorical, 'nucleus')
     _number(top_p, 0, 1, 'top_p', closed=False)
     def cut(model, x_t, t, **cond):
@@ -371,9 +386,9 @@ def push_logits(
     power = (weight - 1) * no_u - weight * no_c # of e^M in the class's share
     best = power.amax(-1, keepdim=True)
     if (best < 0).any():
-        raise NotFiniteError(f'weight = {weight}: at {int((best < 0).sum())} positions each class is '
-                             'struck out, with the label or without it; a weight of 1 or more leaves '
-                             'those that the label allows')
+        raise NotFiniteError(f'weight = {weight}: at {int((best < 0).sum())} positions each class '
+                             'is struck out, with the label or without it; a weight of 1 or more '
+                             'leaves those that the label allows')
     u, c = u.masked_fill(no_u, 0.), c.masked_fill(no_c, 0.)
     return torch.where(power == best, u + weight * (c - u), -math.inf)
 
@@ -394,7 +409,8 @@ def push_levels(
 def _push(x, u, c, weight):
     "One half of an answer; noisy levels are floats, noisy classes are integers."
     if u.shape != c.shape:
-        raise ShapeError(f'the network answers {tuple(c.shape)} with the label, {tuple(u.shape)} without')
+        raise ShapeError(f'the network answers {tuple(c.shape)} with the label, '
+                         f'{tuple(u.shape)} without')
     if not c.is_floating_point():
         raise DtypeError(f'the network answers in {c.dtype}; it must be floating point')
     u, c = (out.to(torch.promote_types(out.dtype, torch.float32)) for out in (u, c))
@@ -403,17 +419,17 @@ def _push(x, u, c, weight):
 # %% ../nbs/12_sampling.ipynb #6e0f3b1a
 @checked
 def guided(
-    model, # network: out = model(x_t, t, y=y, **cond); a tensor, or a tuple of one for each half of a pair
+    model, # network: out = model(x_t, t, y=y, **cond); of a pair a tuple, one for each half
     y: Tensor, # (B,) integer labels 0..classes, where `classes` means no label
     classes: int, # number of labels
     weight: float, # 0 ignores the label, 1 is the conditional model, above 1 exaggerates
 ): # model(x_t, t, **cond) for B examples
-    "Classifier-free guidance, of logits and of levels (K24). Raises ClassError, ShapeError, DtypeError, NotFiniteError."
+    "Classifier-free guidance (K24). Raises ClassError, ShapeError, DtypeError, NotFiniteError."
     if not isinstance(classes, int) or classes < 1:
         raise ClassError(f'classes = {classes!r}; there must be at least one label')
     check_classes(y, classes + 1, 'y')
     _number(weight, 0, math.inf, 'weight')
-    if y.ndim != 1: raise ShapeError(f'y has shape {tuple(y.shape)}; give one label per example, shape (B,)')
+    if y.ndim != 1: raise ShapeError(f'y {tuple(y.shape)} must be (B,), one label per example')
     none = torch.full_like(y, classes)
     def both(model, x_t, t, **cond):
         if len(t) != len(y): raise ShapeError(f'{len(y)} labels for {len(t)} examples; give one each')
@@ -428,10 +444,10 @@ def start_time(
     process: Absorbing, # for its schedule
     unknown: Tensor, # (B,) share of the positions that is unknown, 0..1
 ) -> Tensor: # (B,) int64 times 0..T
-    "The first time that expects at least that share of masks (U-inpaint). Raises DiscdiffError, ShapeError, DtypeError."
+    "The first time with so many masks (U-inpaint). Raises DiscdiffError, ShapeError, DtypeError."
     _need(process, Absorbing, 'start_time')
     if unknown.ndim != 1:
-        raise ShapeError(f'unknown has shape {tuple(unknown.shape)}; give one share per example, shape (B,)')
+        raise ShapeError(f'unknown {tuple(unknown.shape)} must be (B,), one share per example')
     if not ((unknown >= 0) & (unknown <= 1)).all():
         raise DiscdiffError(f'unknown = {unknown.tolist()}, a share lies within 0..1')
     share, gone = unknown.double(), (1 - process.schedule.alpha_bar).to(unknown.device)
@@ -454,11 +470,13 @@ def inpaint(
     model, # network: logits = model(x_t, t)
     x0: Tensor, # (B, ...) classes; anything where not kept
     keep: Tensor, # (B, ...) booleans: what is known
-    generator: torch.Generator | None = None, # on x0's device
+    generator=None, # on x0's device: one, or a list of one per example
 ) -> Tensor: # (B, ...) int64, x0 where kept
     "Fill the holes from the time that matches their number (U-inpaint). Raises DiscdiffError, DtypeError, ShapeError, ClassError, NotFiniteError."
     _need(process, Absorbing, 'inpaint')
-    if keep.dtype != torch.bool: raise DtypeError(f'keep has dtype {keep.dtype}; it says yes or no for each entry: use keep.bool()')
+    if keep.dtype != torch.bool:
+        how = 'keep > 0.5, or another limit' if keep.is_floating_point() else 'keep == 1'
+        raise DtypeError(f'keep has dtype {keep.dtype}; it says yes or no for each entry: use {how}')
     if keep.shape != x0.shape or x0.ndim < 2: raise ShapeError(f'x0 {tuple(x0.shape)} and keep {tuple(keep.shape)} must have one shape (B, ...)')
     check_classes(torch.where(keep, x0, 0), process.classes)
     t = start_time(process, (~keep).double().flatten(1).mean(1))

@@ -1,18 +1,21 @@
 "Faults of samplers that were found once, each with its whole kind: wrappers, dtypes, limits, shares of blanks, integers, one generator for each example."
 import copy
+import functools
 import math
 import pickle
 from fractions import Fraction
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from discdiff_nb.core import (INTEGERS, DiscdiffError, NotFiniteError, Schedule, cosine_schedule, elbo, linear_schedule, reciprocal_schedule,
-                              sigmoid_schedule)
+from discdiff_nb.core import (INTEGERS, DiscdiffError, NotFiniteError, cosine_schedule, elbo, generate, linear_schedule,
+                              reciprocal_schedule, sigmoid_schedule)
 from discdiff_nb.d3pm import Absorbing
 from discdiff_nb.gaussian import Gaussian, clipped, jump, posterior, target_line, to_classes
 from discdiff_nb.joint import Joint
 from discdiff_nb.multinomial import Multinomial
-from discdiff_nb.sampling import Remasking, ddim, guided, inpaint, start_time
+from discdiff_nb.sampling import (Counted, Remasking, clean_logits, ddim, ddim_step, fill, generate_by_confidence, generate_few_calls,
+                                  generated_p, guided, inpaint, log_p_given_times, nucleus, number_of_calls, perfect_gaussian,
+                                  perfect_network, reveal_times, start_time, temper, windowed)
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 seed = lambda n: torch.Generator().manual_seed(n)
@@ -162,4 +165,126 @@ def test_inpaint_starts_at_that_time(make, T, D, data):
     inpaint(process, hears, torch.zeros(50, D).long(), keep, seed(0))
     first = torch.stack(told).amax()
     assert first <= first_time(process.schedule, Fraction(k, D))
-    if k * 50 > 20 * T: assert first >= first_time(process.schedule, Fraction(k, D)) - T // 2
+
+# one generator for each example
+
+def seeds(*numbers): return [seed(n) for n in numbers]
+
+def lone(process):
+    "A network whose answer for an example depends on this example and its time alone, in float64 sums that no batch changes."
+    def model(x_t, t):
+        wave = torch.sin(3. * x_t.double()[..., None] + torch.arange(getattr(process, 'channels', process.K)) + t.reshape(-1, *[1] * x_t.ndim))
+        return wave + wave.roll(1, 1)
+    return model
+
+MASK, UNIFORM, GAUSS = Absorbing(5, cosine_schedule(12)), Multinomial(5, cosine_schedule(12)), Gaussian(5, linear_schedule(12, 0.05, 0.4))
+X0, KEEP = torch.randint(4, (5, 6), generator=seed(0)), torch.rand(5, 6, generator=seed(1)) < 0.4
+windows = lambda B, g: generate(MASK, windowed(MASK, lone(MASK), (4,), 2), (B, 6), 7, g)
+SAMPLERS = {
+    'few calls': lambda B, g: generate_few_calls(MASK, lone(MASK), (B, 6), generator=g),
+    'few calls, strides': lambda B, g: generate_few_calls(MASK, lone(MASK), (B, 6), 5, g),
+    'few calls, uniform': lambda B, g: generate_few_calls(UNIFORM, lone(UNIFORM), (B, 6), generator=g),
+    'confidence, token': lambda B, g: generate_by_confidence(MASK, lone(MASK), (B, 6), 6, g),
+    'confidence, position': lambda B, g: generate_by_confidence(MASK, lone(MASK), (B, 6), 6, g, by='position'),
+    'remasking': lambda B, g: generate(Remasking(5, cosine_schedule(12), 0.7), lone(MASK), (B, 6), generator=g),
+    'ddim': lambda B, g: generate(clipped(ddim(GAUSS, 0.5)), lone(GAUSS), (B, 6), generator=g),
+    'ddim, no noise': lambda B, g: generate(ddim(GAUSS), lone(GAUSS), (B, 6), 4, g),
+    'windows': windows,
+    'temper, nucleus': lambda B, g: generate(MASK, temper(MASK, nucleus(MASK, lone(MASK), 0.9), 0.7), (B, 6), generator=g),
+    'reveal times': lambda B, g: reveal_times(MASK, (B, 6), g),
+}
+
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_a_sample_does_not_depend_on_its_batch(name):
+    draw = SAMPLERS[name]
+    generators = seeds(5, 6, 7, 8, 9)
+    together = draw(5, generators)
+    for i in range(5): assert torch.equal(together[i:i + 1], draw(1, seed(5 + i))), name
+    assert torch.equal(together[1:3], draw(2, tuple(seeds(6, 7))))
+    assert len({tuple(row.tolist()) for row in together}) > 1
+    after = torch.rand(1, generator=generators[0])
+    generators = seeds(5)
+    draw(1, generators)
+    assert torch.equal(after, torch.rand(1, generator=generators[0])) # others in the batch took nothing from it
+    with pytest.raises(DiscdiffError): draw(5, seeds(5, 6))
+
+def test_filled_holes_do_not_depend_on_the_batch():
+    together = inpaint(MASK, lone(MASK), X0, KEEP, seeds(5, 6, 7, 8, 9))
+    for i in range(5): assert torch.equal(together[i:i + 1], inpaint(MASK, lone(MASK), X0[i:i + 1], KEEP[i:i + 1], seed(5 + i)))
+    with pytest.raises(DiscdiffError): inpaint(MASK, lone(MASK), X0, KEEP, seeds(5, 6))
+
+# networks that are inside others
+
+class Noisy(torch.nn.Module):
+    "Answers 0 in evaluation, and says so when it is asked in training."
+    def __init__(self, K):
+        super().__init__()
+        self.K, self.drop, self.asked_in_training = K, torch.nn.Dropout(0.5), 0
+    def forward(self, x_t, t, **cond):
+        self.asked_in_training += self.drop.training
+        return self.drop(torch.zeros(*x_t.shape, self.K))
+
+@pytest.mark.parametrize('training', [True, False])
+def test_every_sampler_asks_in_evaluation_mode(training):
+    net = Noisy(5).train(training)
+    net.drop.train(not training)
+    models = [net, Counted(net), temper(MASK, net, 0.5), nucleus(MASK, Counted(net), 0.9), guided(net, torch.zeros(3).long(), 2, 2.),
+              windowed(MASK, temper(MASK, net, 2.), (3,), 1), functools.partial(net, y=None), net.forward, Counted(functools.partial(temper(MASK, net, 1.)))]
+    x0, keep, tau = torch.zeros(3, 6).long(), torch.arange(6).expand(3, 6) < 3, torch.ones(3, 6).long()
+    for model in models:
+        generate(MASK, model, (3, 6), generator=seed(0))
+        generate_few_calls(MASK, model, (3, 6), generator=seed(0))
+        generate_by_confidence(MASK, model, (3, 6), generator=seed(0))
+        inpaint(MASK, model, x0, keep, seed(0))
+        log_p_given_times(MASK, model, x0, torch.full((3, 6), 4), tau)
+        elbo(MASK, model, x0, 2, seed(0))
+    assert net.asked_in_training == 0 and net.training == training and net.drop.training != training
+    generated_p(MASK, temper(MASK, net, 0.5), 2)
+    assert net.asked_in_training == 0
+
+# integers of every size
+
+def fits(dtype, K): return min(K, torch.iinfo(dtype).max + 1)
+
+@few
+@given(st.sampled_from(INTEGERS[:-1]), st.sampled_from([3, 127, 128, 129, 255, 256, 257, 1024]), st.integers(0, 99))
+def test_integers_of_every_size(dtype, K, n):
+    g, T = seed(n), 6
+    mask, uniform, back = Absorbing(K, reciprocal_schedule(T)), Multinomial(K, cosine_schedule(T)), Remasking(K, reciprocal_schedule(T), 0.6)
+    gauss, x0 = Gaussian(K, linear_schedule(T, 0.1, 0.4)), torch.randint(fits(dtype, K - 1), (4, 3), generator=g)
+    x0[0, 0] = fits(dtype, K - 1) - 1
+    keep = torch.rand(4, 3, generator=g) < 0.5
+    x_t = torch.where((torch.rand(4, 3, generator=g) < 0.5) & (fits(dtype, K) == K), K - 1, x0)
+    t, tau = torch.arange(2, 6), torch.randint(1, T + 1, (4, 3), generator=g)
+    out, levels = torch.randn(4, 3, K, generator=g), torch.randn(4, 3, generator=g)
+    def model(x_t, t, **cond):
+        assert x_t.dtype == t.dtype == torch.int64
+        return out if 'y' not in cond else out * cond['y'][:, None, None]
+    def mean(x_t, t): return levels[..., None]
+    p_words, y = torch.ones(2 ** 3) / 8, torch.randint(fits(dtype, K + 1), (4,), generator=g)
+    small = Multinomial(2, cosine_schedule(T))
+    calls = [
+        lambda i: inpaint(mask, model, i(x0), keep, seed(0)),
+        lambda i: fill(uniform, model, i(x0), i(tau), seed(0)),
+        lambda i: fill(mask, model, i(x_t), i(torch.where(x_t == K - 1, tau, 0)), seed(0)),
+        lambda i: log_p_given_times(uniform, model, i(x0), i(x0), i(tau)),
+        lambda i: number_of_calls(i(tau)),
+        lambda i: reveal_times(mask, (4, 3), seed(0), i(t)),
+        lambda i: clean_logits(mask, out, i(x_t)),
+        lambda i: back.q_posterior(i(x0), i(x_t), i(t)),
+        lambda i: back.p_posterior(out, i(x_t), i(t), i(t - 2)),
+        lambda i: back.L_t(out, i(x0), i(x_t), i(t)),
+        lambda i: back.step(out, i(x_t), i(t), i(t - 1), seed(0)),
+        lambda i: back.q_sample(i(x0), i(t), seed(0)),
+        lambda i: ddim_step(gauss, levels[..., None], levels, i(t), i(t - 1), seed(0), 0.5),
+        lambda i: clipped(ddim(gauss, 0.5)).step(levels[..., None], levels, i(t), i(t - 1), seed(0)),
+        lambda i: temper(mask, model, 0.5)(i(x_t), i(t)),
+        lambda i: nucleus(mask, model, 0.5)(i(x_t), i(t)),
+        lambda i: guided(model, i(y), K, 2.)(i(x_t), i(t)),
+        lambda i: windowed(mask, lambda x, t: out[:, :2], (2,), 1)(i(x_t), i(t)),
+        lambda i: perfect_network(small, p_words, 3)(i(x0 % 2), i(t)),
+        lambda i: perfect_gaussian(Gaussian(2, linear_schedule(T, 0.1, 0.4)), p_words, 3)(levels, i(t)),
+    ]
+    for j, call in enumerate(calls):
+        want, got = call(lambda x: x), call(lambda x: x.to(dtype))
+        assert (got == want if isinstance(want, int) else torch.equal(got, want) and got.dtype == want.dtype), j
