@@ -269,6 +269,18 @@ def test_exercises_and_solutions_come_last_in_the_search():
         ('solutions/07_d3pm.html', '', 'three')]
 
 
+def test_every_heading_of_a_reference_page_is_found():
+    "Quarto's own entries are the page and its headings of the second level."
+    page = ('<main><section id="core" class="level2"><h2 class="anchored">core</h2><p>Words</p><section id="elbo" class="level3">'
+            '<h3>elbo</h3><div><pre><code>def <a id="x"></a>elbo(x)</code></pre><button>Copy</button></div><p>A &lt; b.</p></section>'
+            '<section id="jump" class="level3"><h3><code>jump</code></h3><script>no</script></section></section></main>')
+    old = [dict(objectID=h, href=h, title='Index', section='', text='first') for h in ('api.html', 'api.html#core')]
+    found = local_site.search_index(old, {'api.html': page})
+    assert [(e['href'], e['section'], e['text']) for e in found] == [
+        ('api.html#core', 'core', 'Words'), ('api.html#elbo', 'elbo', 'def elbo(x) A < b.'), ('api.html#jump', 'jump', ''),
+        ('api.html', '', 'first')]
+
+
 # the index of names
 
 def test_signatures_keep_shapes_and_leave_out_bodies():

@@ -3,12 +3,14 @@
 KaTeX comes from the site's own katex/ folder on every page, however deep, and nothing else from the network: jquery and
 require.js, which Quarto adds to a page with HTML outputs, and the themes' web fonts are taken out. nbdev's links from a
 name in backticks to the published site become links inside this one: to where the code of that name stands, for a method
-to its class. In the search, exercises and solutions come after the chapters.
+to its class. In the search, each equation and each name of the reference pages is an entry of its own, which Quarto makes
+of headings of the second level only, and exercises and solutions come after the chapters.
 """
 import json
 import os
 import re
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 KATEX = re.compile(r'(\b(?:src|href)=")(?:https://cdn\.jsdelivr\.net/npm/katex@[^/"]+/dist/|katex/)')
@@ -60,13 +62,48 @@ def without_libraries(page):
     return bare
 
 
-def search_index(entries):
-    """The entries of search.json with the exercises and solutions last, each page whole: a match in a short section or
+REFERENCE = re.compile(r'(?:\d+_)?(?:equations|api)\.html')  # pages of which every heading is looked up
+
+
+class Sections(HTMLParser):
+    "The sections of a page's second and third level: id, heading, the words up to the next one."
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.open, self.part = [], [], None
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == 'section':
+            self.open.append(attrs.get('class') or '')
+            if re.search(r'\blevel[23]\b', self.open[-1]): self.found.append([attrs.get('id', ''), '', ''])
+        if re.fullmatch('h[1-6]', tag): self.part = 1
+        if tag in ('script', 'style', 'button'): self.part = None
+
+    def handle_endtag(self, tag):
+        if tag == 'section': self.open.pop()
+        if re.fullmatch('h[1-6]|script|style|button', tag): self.part = 2
+        if self.found and tag in ('p', 'pre', 'li', 'div'): self.found[-1][2] += ' '
+
+    def handle_data(self, data):
+        if self.found and self.open and self.part: self.found[-1][self.part] += data
+
+
+def reference_entries(whole, page):
+    "An entry of search.json for each heading of a reference page, like the entry of the whole page."
+    for anchor, heading, words in Sections(page).found:
+        href = f'{whole["href"]}#{anchor}'
+        yield whole | dict(objectID=href, href=href, section=heading.strip(), text=' '.join(words.split()))
+
+
+def search_index(entries, pages_html=None):
+    """The entries of search.json, given the pages, with the exercises and solutions last, each page whole: a match in a short section or
     in its heading, as in the chapters and in the index of names, then comes first. The page for lost readers is left out."""
     pages, kept = {}, []
     for entry in entries:
-        page = entry['href'].partition('#')[0]
-        if page == '404.html': continue
+        page, _, anchor = entry['href'].partition('#')
+        if page == '404.html' or (anchor and REFERENCE.fullmatch(page)): continue
+        if REFERENCE.fullmatch(page): kept += reference_entries(entry, pages_html[page])
         if not page.startswith(('exercises/', 'solutions/')): kept.append(entry)
         elif page in pages: pages[page]['text'] += f' {entry["section"]} {entry["text"]}'
         else: pages[page] = entry | {'objectID': page, 'href': page, 'section': ''}
@@ -94,7 +131,7 @@ def main():
         if (local := WEB_FONT.sub('', sheet)) != sheet: path.write_text(local, encoding='utf-8')
     search = out / 'search.json'
     if search.exists():
-        entries = search_index(json.loads(search.read_text(encoding='utf-8')))
+        entries = search_index(json.loads(search.read_text(encoding='utf-8')), pages)
         search.write_text(json.dumps(entries, ensure_ascii=False), encoding='utf-8')
 
 
