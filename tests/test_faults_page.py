@@ -75,7 +75,7 @@ def test_an_address_that_moves_is_written_everywhere(tree):
 # the install cell
 
 class Shell:
-    "An IPython in which %pip is pretended; `works` says whether it installs."
+    "An IPython in which %pip is pretended, and no command is run; `works` says whether %pip installs."
     def __init__(self, folder, works):
         from IPython.core.interactiveshell import InteractiveShell
         self.shell, self.calls = InteractiveShell(), []
@@ -85,6 +85,7 @@ class Shell:
                 (folder / 'discdiff_nb').mkdir()
                 (folder / 'discdiff_nb' / '__init__.py').touch()
         self.shell.register_magic_function(pip, 'line', 'pip')
+        self.shell.system = self.calls.append
 
 
 def without_the_package(monkeypatch, folder):
