@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup test docs run readme pages clean
+.PHONY: help setup test mutants docs run readme pages clean
 BIN := .venv/bin
 
 help:  ## list the targets
@@ -10,6 +10,9 @@ setup:  ## make .venv with everything for development (2 minutes, 6 GB)
 
 test:  ## execute the notebooks as tests, then pytest
 	@python3 go.py test
+
+mutants: setup  ## change the modules, one thing at a time, and see what no check notices (half an hour): make mutants [FLAGS='--seed 1']
+	@$(BIN)/python tools/mutants.py $(FLAGS)
 
 docs: setup readme  ## render the site into _docs, check its links, say where it is
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/docs.py
