@@ -9,6 +9,7 @@ __all__ = ['DATASETS', 'LETTERS', 'Images', 'reduce_levels', 'digits', 'data_roo
 
 # %% ../nbs/02_data.ipynb #ff4d5cde
 import bz2
+import codecs
 import gzip
 import hashlib
 import json
@@ -20,6 +21,7 @@ import zipfile
 import zlib
 from functools import lru_cache
 from http.client import HTTPException
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
@@ -183,7 +185,7 @@ def pixel_marginals(
     "One histogram per pixel position, one added to each count. Raises ClassError, DtypeError, DataError."
     check_classes(x, K, 'x')
     D = x[0].numel()
-    cell = torch.arange(D) * K + x.flatten(1)
+    cell = torch.arange(D, device=x.device) * K + x.reshape(len(x), D)
     count = torch.bincount(cell.flatten(), minlength=D * K).reshape(*x.shape[1:], K)
     return (count.double() + 1) / (len(x) + K)
 
@@ -211,6 +213,16 @@ def _epoch_order(n, epoch, seed):
     "(n,) the permutation of this epoch; kept, because the steps of one epoch share it."
     return torch.randperm(n, generator=torch.Generator().manual_seed(mix_seed(seed, epoch)))
 
+def _is_integer(n): return isinstance(n, Integral) and not isinstance(n, bool)
+
+def _check_batch(batch_size, step):
+    "Raise ShapeError or DataError unless the batch has a size and the step a number."
+    if not _is_integer(batch_size) or batch_size < 1:
+        raise ShapeError(f'batch_size = {batch_size!r}; allowed are the integers 1 and more')
+    if not _is_integer(step) or step < 0:
+        raise DataError(f'step = {step!r}; steps are the integers from 0 on')
+
+# %% ../nbs/02_data.ipynb #d5e0c1a7
 def minibatch(
     x0: Tensor, # (N, ...) integers: the training set, or its labels
     step: int, # global step, counted from 0
@@ -219,9 +231,9 @@ def minibatch(
 ) -> Tensor: # (min(batch_size, N), ...) the examples of this step
     "The batch of one training step; a new order each epoch, whose short last batch is dropped. Raises DtypeError, DataError, ShapeError."
     if x0.dtype not in INTEGERS: raise DtypeError(f'x0 has dtype {x0.dtype}; classes are integers: use x0.long()')
+    if x0.ndim == 0: raise ShapeError('x0 is one number; give the training set, shape (N, ...)')
     if x0.numel() == 0: raise DataError(f'x0 is empty, shape {tuple(x0.shape)}: there is nothing to train on')
-    if batch_size < 1: raise ShapeError(f'batch_size = {batch_size}; allowed is 1 and more')
-    if step < 0: raise DataError(f'step = {step}; steps are counted from 0')
+    _check_batch(batch_size, step)
     epoch, i = divmod(step, max(len(x0) // batch_size, 1))
     order = _epoch_order(len(x0), epoch, seed)
     return x0[order[i * batch_size:(i + 1) * batch_size].to(x0.device)]
@@ -285,17 +297,29 @@ def _cut(name, x):
     return Text(name, x[:-2 * n], x[-2 * n:-n], x[-n:])
 
 # %% ../nbs/02_data.ipynb #3244dd5a
+def _read_utf8(path):
+    "The text in a file, or a DataError with the remedy that fits what the file is."
+    try: data = path.read_bytes()
+    except OSError as e:
+        raise DataError(f'{path} cannot be read: {e.strerror}; a text file is needed') from e
+    zeros, why = data.count(0), f'{path} is not UTF-8'
+    try:
+        text = data.decode()
+        if not zeros: return text
+    except UnicodeDecodeError as e: why = f'{why}: {e.reason} at byte {e.start}'
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or 3 * zeros > len(data):
+        raise DataError(f'{why} but UTF-16, by its zeros: iconv -f utf-16 -t utf-8 converts it')
+    if re.search(rb'[\0-\x08\x0e-\x1f]', data):
+        raise DataError(f'{why}, and holds control characters: not a text; a text file is needed')
+    raise DataError(f'{why}; convert it, for example with iconv -f latin1 -t utf-8')
+
 def text_file(
     path: str | Path, # a text file in UTF-8
 ) -> Text: # its first 90 %, the next 5 %, the last 5 %, after clean_text
     "Any text of your own. Raises DataError."
     path = Path(path)
-    try: text = path.read_text(encoding='utf-8')
-    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}; a text file is needed') from e
-    except UnicodeDecodeError as e:
-        raise DataError(f'{path} is not UTF-8: {e.reason} at byte {e.start}; convert it, for example with iconv -f latin1 -t utf-8') from e
-    if '\0' in text: raise DataError(f'{path} holds zero bytes: this is binary or UTF-16, UTF-8 is needed; convert it with iconv -f utf-16 -t utf-8')
-    return _cut(path.stem, _classes(clean_text(text).encode(), f'{path}, after clean_text,'))
+    letters = clean_text(_read_utf8(path)).encode()
+    return _cut(path.stem, _classes(letters, f'{path}, after clean_text,'))
 
 # %% ../nbs/02_data.ipynb #ad38b908
 _TEXTS = { # name: (URL, where it may lie below the root, SHA-256 of the unpacked text)
@@ -352,6 +376,16 @@ def text8(
     return _cut('text8', _read_text('text8', path))
 
 # %% ../nbs/02_data.ipynb #37dbd5f1
+def _work_lengths(path):
+    "[(name, number of characters)] from a json file."
+    try: works = [(str(name), int(n)) for name, n in json.loads(path.read_text(encoding='utf-8'))]
+    except (OSError, ValueError, TypeError) as e:
+        raise DataError(f'{path} is no list of names and lengths: {e}; fetch it again') from e
+    if any(n < 0 for _, n in works):
+        raise DataError(f'{path} holds a length below 0; delete it and fetch it again')
+    return works
+
+# %% ../nbs/02_data.ipynb #8b6f2d90
 def novels27(
     root: str | Path | None = None, # data root; None takes DISCDIFF_DATA, else ~/.cache/discdiff_nb
 ) -> Text: # 88 novels to train on, 5 for validation, 5 for test; see valid_names, test_names
@@ -361,7 +395,7 @@ def novels27(
     if not path or not lengths.is_file():
         raise DataError(f'novels27: {root / _TEXTS["novels27"][1][1]} or {lengths} is absent, and there is no download: put both there, '
                         'or take text8() or text_file(path)')
-    x, works = _read_text('novels27', path), json.loads(lengths.read_text())
+    x, works = _read_text('novels27', path), _work_lengths(lengths)
     counted = sum(n + 1 for _, n in works) - 1
     if counted != len(x): raise DataError(f'{lengths} counts {counted} characters, expected {len(x)}: not the published file; fetch it again')
     pieces = torch.cat([x, x.new_tensor([26])]).split([n + 1 for _, n in works])
@@ -370,8 +404,15 @@ def novels27(
     return Text('novels27', join(train), join(valid), join(test), names(valid), names(test))
 
 # %% ../nbs/02_data.ipynb #eb373183
+def _check_letters(text):
+    "Raise DtypeError unless a text is given as integers."
+    if text.dtype in INTEGERS: return
+    whole = not text.is_floating_point() or bool((text == text.round()).all())
+    how = 'use text.long()' if whole else 'these are fractions; encode makes classes of a text'
+    raise DtypeError(f'text has dtype {text.dtype}; classes are integers: {how}')
+
 def _check_text(text, D):
-    if text.dtype not in INTEGERS: raise DtypeError(f'text has dtype {text.dtype}; classes are integers: use text.long()')
+    _check_letters(text)
     if text.ndim != 1: raise ShapeError(f'text has shape {tuple(text.shape)}; one long row (N,) is needed')
     if not 1 <= D <= len(text): raise ShapeError(f'D = {D}, allowed is 1..{len(text)}, the length of the text')
 
@@ -393,8 +434,7 @@ def crops(
 ) -> Tensor: # (batch_size, D) int64
     "Windows from anywhere in the text: the batch of one training step. Raises DtypeError, ShapeError, DataError."
     _check_text(text, D)
-    if batch_size < 1: raise ShapeError(f'batch_size = {batch_size}; allowed is 1 and more')
-    if step < 0: raise DataError(f'step = {step}; steps are counted from 0')
+    _check_batch(batch_size, step)
     start = torch.randint(len(text) - D + 1, (batch_size, 1), generator=torch.Generator().manual_seed(mix_seed(seed, step, D)))
     return text[(start + torch.arange(D)).to(text.device)].long()
 
@@ -416,6 +456,7 @@ def _grams(x, n, K):
 
 def _check_grams(x, order, K):
     if K < 2: raise ClassError(f'K = {K}, allowed is 2 and more: one class holds no information')
+    _check_letters(x)
     check_classes(x, K, 'text')
     if order < 0 or K**(order + 1) >= 2**63:
         raise ShapeError(f'order = {order}, allowed is 0..{math.ceil(63 / math.log2(K)) - 2} at K = {K}: a gram is one 63-bit number')

@@ -65,7 +65,8 @@ def perfect_network(
     _need(process, Categorical, 'perfect_network')
     _check_listed(p_x0, process.classes, D)
     if isinstance(process, MaskJumps): return perfect_model(p_x0, process.K, D)
-    x0, log_p = states(process.K, D).to(p_x0.device), (p_x0 / p_x0.sum()).double().log()
+    x0 = states(process.K, D).to(p_x0.device)
+    log_p = (p_x0.double() / p_x0.double().sum()).log()
     @checked
     def model(x_t, t):
         log_q = process.log_column(x_t, 0 * t, t)[:, torch.arange(D), x0].sum(-1)
@@ -83,7 +84,8 @@ def perfect_gaussian(
     _need(process, Gaussian, 'perfect_gaussian')
     if process.channels != 1: raise DiscdiffError('the variance is learned; this network predicts means: use variance="posterior"')
     _check_listed(p_x0, process.K, D)
-    levels, log_p = to_levels(states(process.K, D).to(p_x0.device), process.K), (p_x0 / p_x0.sum()).double().log()
+    levels = to_levels(states(process.K, D).to(p_x0.device), process.K)
+    log_p = (p_x0.double() / p_x0.double().sum()).log()
     @checked
     def model(x_t, t):
         scale, var = jump(process.schedule, 0 * t, t, 3)
@@ -346,12 +348,13 @@ def temper(
     process: Categorical, # whose network gives logits
     model, # network: logits = model(x_t, t, **cond)
     temperature: float, # above 0; 1 changes nothing, less sharpens
-): # model(x_t, t, **cond)
+): # model(x_t, t, **cond), float64 logits
     "The model with its logits of x_0 divided by a temperature (U-temp). Raises DiscdiffError."
     _need(process, Categorical, 'temper')
     _number(temperature, 0, math.inf, 'temperature', closed=False)
     def divided(model, x_t, t, **cond):
-        return clean_logits(process, model(x_t, t, **cond), x_t) / temperature
+        logits = clean_logits(process, model(x_t, t, **cond), x_t).double()
+        return (logits - logits.amax(-1, keepdim=True)) / temperature # never +inf, however cold
     return Around(model, divided)
 
 # %% ../nbs/12_sampling.ipynb #39d07c6e
@@ -359,16 +362,16 @@ def nucleus(
     process: Categorical, # whose network gives logits
     model, # network: logits = model(x_t, t, **cond)
     top_p: float, # above 0, at most 1; 1 changes nothing
-): # model(x_t, t, **cond)
+): # model(x_t, t, **cond), float64 log-probabilities
     "The model, its unlikely classes struck out (Holtzman et al. 2020). Raises DiscdiffError."
     _need(process, Categorical, 'nucleus')
     _number(top_p, 0, 1, 'top_p', closed=False)
     def cut(model, x_t, t, **cond):
-        log_p = clean_logits(process, model(x_t, t, **cond), x_t).log_softmax(-1)
-        ordered, place = log_p.sort(-1, descending=True)
+        log_p = clean_logits(process, model(x_t, t, **cond), x_t).double().log_softmax(-1)
+        ordered, place = log_p.sort(dim=-1, descending=True, stable=True)
         before = ordered.exp().cumsum(-1) - ordered.exp()
-        keep = torch.zeros_like(place, dtype=torch.bool)
-        keep = keep.scatter(-1, place, (before < top_p) | (top_p == 1))
+        needed = (before < top_p - 1e-6) | (before == 0) | (top_p == 1)
+        keep = torch.zeros_like(place, dtype=torch.bool).scatter(-1, place, needed)
         return torch.where(keep, log_p, -math.inf)
     return Around(model, cut)
 

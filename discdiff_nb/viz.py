@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from .core import DataError, ShapeError, check_classes
+from .core import ClassError, DataError, ShapeError, check_classes
 
 # %% ../nbs/03_viz.ipynb #ccb12650
 COLORS = dict(clean='#4477aa', mask='#ee7733', noise='#bbbbbb', posterior='#aa3377', model='#228833', prior='#ccbb44', ink='#333333')
@@ -29,13 +29,23 @@ def style() -> None:
                          'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': False, 'legend.frameon': False})
 
 # %% ../nbs/03_viz.ipynb #5982d824
+def _as_images(x):
+    "What to do with a tensor that is no batch of images."
+    if x.ndim == 2: return 'x[None] for one image'
+    if x.ndim != 4: return 'x.view(B, H, W)'
+    if x.shape[1] == 1: return 'x[:, 0]'
+    return f'classes have one channel, x[:, i] is one of {x.shape[1]}'
+
 def pixels(
     x, # (B, H, W) integer tensor of classes 0..K-1
     K: int, # number of classes, the mask included
     mask_id: int | None = None, # class of the mask, K - 1, or None
 ) -> np.ndarray: # (B, H, W, 3) uint8
     "Classes as RGB: grays from black to white, the mask in its colour. Raises ShapeError, ClassError, DtypeError, DataError."
-    if x.ndim != 3: raise ShapeError(f'images have shape {tuple(x.shape)}; give (B, H, W), for one image x[None]')
+    if x.ndim != 3:
+        raise ShapeError(f'images {tuple(x.shape)} must have shape (B, H, W): {_as_images(x)}')
+    if mask_id not in (None, K - 1):
+        raise ClassError(f'mask_id = {mask_id!r}; the mask is class K - 1 = {K - 1}, or None')
     check_classes(x, K, 'x')
     levels = K if mask_id is None else K - 1
     gray = np.round(np.linspace(0, 255, levels)).astype(np.uint8)
