@@ -98,7 +98,8 @@ def test_shown_change(before, after, shown):
 
 @pytest.mark.parametrize('output, why', [
     ('E   AssertionError\nFAILED tests/test_a.py::b - 1\n1 failed', 'tests/test_a.py::b - 1'),
-    ('While Executing Cell #3:\n    f(0)\n\x1b[31mDataError\x1b[0m: no\n',
+    ('While Executing Cell #3:\n  File "<ipython-input-2-a>", line 1, in <module>\n    f(0)\n'
+     '  File "b.py", line 1, in f\n    raise x\n\x1b[31mDataError\x1b[0m: no\n',
      'cell #3: f(0): DataError: no'),
     ('killed', 'killed'), ('', '')])
 def test_reason(output, why):

@@ -399,10 +399,10 @@ def reason(output):
     output = re.sub(r'\x1b\[[0-9;]*m', '', output)
     failed = re.findall(r'^FAILED (.*)$', output, re.M)
     cell = re.findall(r'While Executing Cell (#\d+)', output)
-    code = re.findall(r'^    (\w.*)$', output, re.M)
+    code = re.findall(r'<ipython-input.*in <module>\n    (.*)$', output, re.M)
     raised = re.findall(r'^(\w*(?:Error|Exception|Interrupt|Exit|Warning)\b.*)$', output, re.M)
     if failed: said = failed[:1]
-    elif cell: said = [f'cell {cell[0]}', *code[-1:], *raised[-1:]]
+    elif cell: said = [f'cell {cell[0]}', *code[:1], *raised[-1:]]
     else: said = output.strip().splitlines()[-1:]
     return ': '.join(said)[:200]
 
