@@ -37,7 +37,7 @@ DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # Mutants that once survived everything: name, module, function, what is there, what is put there.
 NAMED = [
-    ('rho', 'd3pm', 'first_terms', '(second / front)[new] / (i + 1)', '(second / front)[new] / i'),
+    ('rho', 'd3pm', 'first_terms', 'math.lgamma(i + 1)).exp()', 'math.lgamma(i)).exp()'),
     ('percent', 'metrics', 'fsd', '100 * ', ''),
     ('levels', 'nets', 'class_levels', 'k < levels', 'k <= levels'),
     ('attend', 'nets', 'Attend.forward', 'self.kv(seen', 'self.kv(x'),
