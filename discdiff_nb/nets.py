@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .core import (INTEGERS, ClassError, DataError, DtypeError, ScheduleError, ShapeError, TimeError, check_classes,
-                              check_finite, check_t, sample_categorical)
+from .core import (INTEGERS, ClassError, DataError, DtypeError, ScheduleError,
+                              ShapeError, TimeError, as_int64, check_classes, check_finite, check_t,
+                              device_of, evaluating, sample_categorical)
 from .d3pm import logistic_logits
 
 # %% ../nbs/10_nets.ipynb #81358ac3
@@ -69,7 +70,7 @@ class Ordered(nn.Embedding):
         ordered = (torch.arange(K) < levels)[:, None]
         self.number = nn.Linear(17, width, bias=False)
         self.register_buffer('waves', waves(class_levels(K, levels)) * ordered, persistent=False)
-    def forward(self, x): return F.embedding(x, self.weight + self.number(self.waves))
+    def forward(self, x): return F.embedding(as_int64(x), self.weight + self.number(self.waves))
 
 def reader(
     K: int, # number of classes
@@ -220,7 +221,7 @@ class Words(nn.Embedding):
     def __init__(self, K: int, L: int, width: int): # tokens in the vocabulary, length, features
         super().__init__(K, width)
         self.place = nn.Parameter(0.02 * torch.randn(L, width))
-    def forward(self, text): return super().forward(text) + self.place
+    def forward(self, text): return super().forward(as_int64(text)) + self.place
 
 READERS = {'y': lambda n, width, vector: nn.Embedding(n + 1, vector), 'z': lambda n, width, vector: nn.Linear(n, vector, bias=False),
            'image': lambda n, width, vector: nn.Linear(n, width, bias=False), 'text': lambda n, width, vector: Words(*n, vector)}
@@ -328,7 +329,7 @@ def before(
     start: int, # what the first position reads
 ) -> Tensor: # (B, ...) at each position the class of the one before it
     "The classes shifted by one, in the order of the flattened positions (U1)."
-    return F.pad(x.flatten(1)[:, :-1], (1, 0), value=start).view_as(x)
+    return F.pad(as_int64(x).flatten(1)[:, :-1], (1, 0), value=start).view_as(x)
 
 # %% ../nbs/10_nets.ipynb #013da1b5
 def answer(
@@ -337,6 +338,7 @@ def answer(
     x: Tensor, # (B, ...) what the network saw
 ) -> Tensor: # (B, ..., K) logits
     "K logits from the last layer: free, or logistics over the levels (a mask beyond them gets 0), and the residual (D-net)."
+    x = as_int64(x)
     if net.logistic:
         centre = class_levels(net.K, net.levels).to(x.device)[x] if net.residual else None
         return F.pad(mixture_logits(out, net.levels, centre), (0, net.K - net.levels))
@@ -359,7 +361,8 @@ def run(
 ) -> Tensor: # (B, ..., K) logits
     "Check, read, hear, and answer: the way through every network (V4). Raises the errors of check_input."
     check_input(net, x_t, t, cond)
-    x, heard = x_t if net.real else x_t.long(), {name: read(cond[name]) for name, read in net.readers.items()}
+    x = as_int64(x_t)
+    heard = {name: read(as_int64(cond[name])) for name, read in net.readers.items()}
     if net.T: heard['t'] = net.time(t)
     vector = [heard[name] for name in ('t', 'y', 'z') if name in heard]
     h = net.embed(before(x, net.K) if net.causal else x)
@@ -556,27 +559,28 @@ def chain_nll(
     x0: Tensor, # (B, ...) classes
     **cond: Tensor, # what else the network reads
 ) -> Tensor: # (B,) nats, float64
-    "-log p(x) of a causal network by the chain rule (U1). Raises the errors of check_input, and DataError if the network is not causal."
+    "-log p(x) by the chain rule, without dropout (U1). Raises DataError unless net is causal, and the errors of check_input."
     if not net.causal: raise DataError('a network that sees the whole row has no chain rule: build it with causal=True')
-    logits = net(x0, **cond)
+    with evaluating(net): logits = net(x0, **cond)
     nll = F.cross_entropy(logits.flatten(0, -2).float(), x0.flatten().long(), reduction='none')
     return nll.view(len(x0), -1).double().sum(1)
 
 # %% ../nbs/10_nets.ipynb #879452e4
 @torch.no_grad()
 def chain_sample(
-    net: Net, # causal, in eval mode
+    net: Net, # causal
     n: int, # examples
-    generator: torch.Generator, # on the network's device
+    generator, # on the network's device: one torch.Generator, or a list of n
     **cond: Tensor, # what else the network reads, n of each
 ) -> Tensor: # (n, ...) int64 classes
     "Draw position after position, one call of the network each (U1). Raises ShapeError, and DataError if the network is not causal."
     check_sizes(n=n)
     if not net.causal: raise DataError('a network that sees the whole row has no first position: build it with causal=True')
-    x = torch.zeros(n, *net.shape, dtype=torch.int64, device=generator.device)
+    x = torch.zeros(n, *net.shape, dtype=torch.int64, device=device_of(generator))
     row = x.view(n, -1)
     for i in tqdm(range(row.shape[1]), desc='sample', delay=5, leave=False):
-        row[:, i] = sample_categorical(net(x, **cond).flatten(1, -2)[:, i], generator)
+        with evaluating(net): logits = net(x, **cond)
+        row[:, i] = sample_categorical(logits.flatten(1, -2)[:, i], generator)
     return x
 
 # %% ../nbs/10_nets.ipynb #5ecd9f05
