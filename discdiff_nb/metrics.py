@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['INCEPTION', 'check_count', 'check_numbers', 'mean_se', 'paired', 'inception_weights', 'inception_features',
            'check_images', 'FeatureNet', 'train_features', 'features_of', 'check_moments', 'frechet_gaussians',
-           'check_features', 'frechet_distance', 'frechet_infinity', 'kid', 'spread', 'distances', 'radii', 'prdc',
-           'perfect_coverage', 'inception_score', 'check_maps', 'confusion', 'iou', 'miou', 'class_shares', 'fsd',
-           'nearest', 'copying', 'scores']
+           'check_features', 'frechet_distance', 'frechet_infinity', 'kid', 'spread', 'distances', 'balls', 'radii',
+           'prdc', 'perfect_coverage', 'inception_score', 'check_maps', 'confusion', 'iou', 'miou', 'class_shares',
+           'fsd', 'nearest', 'copying', 'scores']
 
 # %% ../nbs/13_metrics.ipynb #365b2e67
 import hashlib
@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .core import (ClassError, DataError, DtypeError, NotFiniteError, ShapeError, check_classes, kl_categorical)
+from .core import (ClassError, DataError, DtypeError, NotFiniteError, ShapeError,
+                              check_classes, evaluating, kl_categorical)
 from .data import data_root, minibatch
 
 # %% ../nbs/13_metrics.ipynb #a9b3270b
@@ -106,7 +107,8 @@ def inception_features(
     try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as e: raise DataError('torch-fidelity is not installed: pip install torch-fidelity') from e
     net = FeatureExtractorInceptionV3('inception', ['2048', 'logits_unbiased'], str(path)).to(x.device)
-    seen = [net(batch) for batch in tqdm(x.split(batch_size), desc='inception', delay=5, leave=False)]
+    batches = tqdm(x.split(batch_size), desc='inception', delay=5, leave=False)
+    with evaluating(net): seen = [net(batch) for batch in batches]
     features, logits = (torch.cat(part) for part in zip(*seen))
     return features, logits.softmax(-1)
 
@@ -168,8 +170,9 @@ def features_of(
     if not isinstance(net, FeatureNet): raise DtypeError(f'net is {type(net).__name__}; give the FeatureNet that train_features returned')
     check_images(x, net.K)
     check_count(batch_size, 1, 2**31, 'batch_size', 'it counts images')
-    features = torch.cat([net.features(batch) for batch in x.split(batch_size)])
-    return features, net.head(features).softmax(-1)
+    with evaluating(net):
+        features = torch.cat([net.features(batch) for batch in x.split(batch_size)])
+        return features, net.head(features).softmax(-1)
 
 # %% ../nbs/13_metrics.ipynb #83ab11de
 def check_moments(
@@ -295,15 +298,28 @@ def distances(
         part = slice(i, i + block)
         yield part, torch.cdist(x[part], y, compute_mode='donot_use_mm_for_euclid_dist')
 
+# %% ../nbs/13_metrics.ipynb #fa12061f
+def balls(
+    x: Tensor, # (N, d) features
+    k: int = 5, # neighbour, 1..N-1
+    block: int = 512, # rows at a time
+) -> tuple: # (N,) radii; (N,) places that each ball has left for its rim; (N,) points of x on the rim
+    "A set's manifold: balls that hold k of its points each (U-prdc). Raises the errors of radii."
+    check_features(x, x)
+    check_count(k, 1, len(x) - 1, 'k', f'each of {len(x)} points has {len(x) - 1} others')
+    found = []
+    for _, d in distances(x, x, block):
+        r = d.kthvalue(k + 1, dim=1, keepdim=True).values # the nearest is the point itself
+        found.append((r[:, 0], k - (d < r).sum(1), (d == r).sum(1)))
+    return tuple(torch.cat(part) for part in zip(*found))
+
 def radii(
     x: Tensor, # (N, d) features
     k: int = 5, # neighbour, 1..N-1
     block: int = 512, # rows at a time
 ) -> Tensor: # (N,) distance to the k-th nearest other point
-    "The radii of the balls that are a set's manifold (U-prdc). Raises DtypeError, NotFiniteError, ShapeError, DataError."
-    check_features(x, x)
-    check_count(k, 1, len(x) - 1, 'k', f'each of {len(x)} points has {len(x) - 1} others')
-    return torch.cat([d.kthvalue(k + 1, dim=1).values for _, d in distances(x, x, block)]) # the nearest is the point itself
+    "The balls' radii (U-prdc). Raises DtypeError, NotFiniteError, ShapeError, DataError."
+    return balls(x, k, block)[0]
 
 # %% ../nbs/13_metrics.ipynb #d149bb47
 def prdc(
@@ -315,16 +331,20 @@ def prdc(
     "How real the samples are, and how much of what is real they reach (U-prdc). Raises DtypeError, NotFiniteError, ShapeError, DataError."
     real, fake = check_features(real, fake)
     check_count(k, 1, min(len(real), len(fake)) - 1, 'k', f'there are {len(real)} real and {len(fake)} fake points')
-    r_real, r_fake = radii(real, k, block), radii(fake, k, block)
-    reached, covered = (torch.zeros(len(real), dtype=torch.bool, device=real.device) for _ in range(2))
-    hits, balls = 0, 0
+    (r, places, rim), (r_fake, places_fake, _) = balls(real, k, block), balls(fake, k, block)
+    real_inside, hits = torch.zeros_like(r, dtype=torch.bool), 0
+    near, on_rim, covered = torch.zeros_like(places), torch.zeros_like(places), real_inside.clone()
     for part, d in distances(fake, real, block):
-        inside = d < r_real
-        hits, balls = hits + inside.any(1).sum().item(), balls + inside.sum().item()
-        reached |= (d < r_fake[part, None]).any(0)
+        inside = (d < r) | (d == r) & (places > 0)
+        hits += inside.any(1).sum().item()
         covered |= inside.any(0)
-    return dict(precision=hits / len(fake), recall=reached.double().mean().item(),
-                density=balls / (k * len(fake)), coverage=covered.double().mean().item())
+        near += (d < r).sum(0)
+        on_rim += (d == r).sum(0)
+        r_j, places_j = r_fake[part, None], places_fake[part, None]
+        real_inside |= ((d < r_j) | (d == r_j) & (places_j > 0)).any(0)
+    points = (near + on_rim.double() * places / rim).sum().item()
+    return dict(precision=hits / len(fake), recall=real_inside.double().mean().item(),
+                density=points / (k * len(fake)), coverage=covered.double().mean().item())
 
 # %% ../nbs/13_metrics.ipynb #b3a13855
 def perfect_coverage(
