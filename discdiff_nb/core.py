@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['INTEGERS', 'SMALL_INTEGERS', 'INTEGER_NAMES', 'DiscdiffError', 'TimeError', 'ClassError', 'ShapeError', 'DtypeError',
-           'NotFiniteError', 'ScheduleError', 'DataError', 'CheckpointError', 'check_t', 'check_classes',
-           'check_logits', 'check_finite', 'as_int64', 'checked', 'checked_methods', 'Schedule', 'linear_schedule',
-           'cosine_schedule', 'reciprocal_schedule', 'sigmoid_schedule', 'at', 'moved', 'kl_categorical', 'device_of',
-           'generator_rows', 'check_generator', 'rand', 'randn', 'randint', 'sample_categorical', 'mix_seed',
-           'earlier_time', 'Process', 'evaluating', 'parts', 'rows', 'elbo', 'step_times', 'hold', 'trajectory',
-           'generate']
+           'NotFiniteError', 'ScheduleError', 'DataError', 'CheckpointError', 'time_remedy', 'check_t', 'class_remedy',
+           'check_classes', 'check_keep', 'check_logits', 'check_finite', 'as_int64', 'checked', 'checked_methods',
+           'one_story', 'Schedule', 'linear_schedule', 'cosine_schedule', 'reciprocal_schedule', 'sigmoid_schedule',
+           'at', 'alpha_between', 'sum_positions', 'moved', 'kl_categorical', 'device_of', 'generator_rows',
+           'check_generator', 'rand', 'randn', 'randint', 'sample_categorical', 'mix_seed', 'earlier_time', 'Process',
+           'evaluating', 'parts', 'rows', 'check_bound', 'one_term', 'bound_summary', 'elbo', 'step_times', 'hold',
+           'trajectory', 'generate']
 
 # %% ../nbs/00_core.ipynb #d1ddd6af
 import contextlib
@@ -35,18 +36,49 @@ class CheckpointError(DiscdiffError): "A checkpoint that is absent, damaged or o
 # %% ../nbs/00_core.ipynb #c0c558a9
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
+def _whole(x: Tensor) -> bool: return bool((x == x.round()).all()) # NaN and fractions are not
+
+def time_remedy(
+    t: Tensor, # of another dtype than an integer's
+    T: int, # number of steps
+) -> str: # the end of a sentence
+    "What to do with times that are not integers."
+    if t.dtype == torch.bool: return 'True and False are no times; give one integer per example'
+    if not t.is_floating_point() or _whole(t): return 'use t.long()'
+    if ((t >= 0) & (t <= 1)).all(): return f'a share of the way, 0..1, becomes a step by (1 + {T} * t).long().clamp(max={T})'
+    return 'these are not whole numbers; use t.round().long() if rounding is what you mean'
+
+# %% ../nbs/00_core.ipynb #c881bad6
 def check_t(
     t: Tensor, # (B,) integer times
     T: int, # number of steps
     low: int = 1, # the smallest allowed time; 0 only where the clean end is meant
 ) -> None:
     "Raise DtypeError, ShapeError or TimeError unless `t` holds integer times within `low`..T."
-    if t.dtype not in INTEGERS: raise DtypeError(f't has dtype {t.dtype}; times are integers {low}..{T}: use t.long()')
+    if t.dtype not in INTEGERS:
+        raise DtypeError(f't has dtype {t.dtype}; times are integers {low}..{T}: {time_remedy(t, T)}')
     if t.ndim != 1: raise ShapeError(f't has shape {tuple(t.shape)}; give one time per example, shape (B,)')
     if t.numel() == 0: return
     first, last = (int(v) for v in t.aminmax())
     if first < low or last > T:
         raise TimeError(f't spans {first}..{last}, allowed is {low}..{T}: entry 0 is the clean data, T the last step')
+
+# %% ../nbs/00_core.ipynb #72eebf27
+def class_remedy(
+    x: Tensor, # of another dtype than an integer's
+    K: int, # number of classes
+    name: str, # what the message calls it
+) -> str: # the end of a sentence
+    "What to do with values that are not integers, by what they look like."
+    if x.dtype == torch.bool: return f'use {name}.long() if False and True are the classes 0 and 1'
+    if not x.is_floating_point() or _whole(x): return f'use {name}.long()'
+    if not x.isfinite().all(): return 'it holds NaN or infinity, which no class stands for'
+    if x.min() >= 0 and x.max() <= 1:
+        levels = max(K, 256)
+        return (f'gray values within 0..1 become levels by reduce_levels(({levels - 1} * {name}).round().long(), '
+                f'{levels}, {K}) of chapter 02')
+    if x.min() >= -1 and x.max() <= 1: return f'levels within -1..1 become classes by to_classes({name}, {K}) of chapter 05'
+    return f'these are not whole numbers: scale them to 0..{K-1}, then {name}.round().long()'
 
 # %% ../nbs/00_core.ipynb #c27850a0
 def check_classes(
@@ -55,11 +87,23 @@ def check_classes(
     name: str = 'x0', # what the message calls it
 ) -> None:
     "Raise DtypeError, DataError or ClassError unless `x` holds integer classes 0..K-1."
-    if x.dtype not in INTEGERS: raise DtypeError(f'{name} has dtype {x.dtype}; classes are integers 0..{K-1}: use {name}.long()')
-    if x.numel() == 0: raise DataError(f'{name} is empty, shape {tuple(x.shape)}; at least one example with one position is needed')
+    if x.dtype not in INTEGERS:
+        raise DtypeError(f'{name} has dtype {x.dtype}; classes are integers 0..{K-1}: {class_remedy(x, K, name)}')
+    if x.numel() == 0:
+        raise DataError(f'{name} is empty, shape {tuple(x.shape)}; at least one example with one position is needed')
     first, last = (int(v) for v in x.aminmax())
     if first < 0 or last >= K:
         raise ClassError(f'{name} spans {first}..{last}, allowed is 0..{K-1} for K = {K}: reduce the levels or raise K')
+
+def check_keep(
+    keep: Tensor, # booleans that say which entries are known
+    name: str = 'keep', # what the message calls it
+) -> None:
+    "Raise DtypeError unless `keep` holds booleans."
+    if keep.dtype == torch.bool: return
+    binary = bool(((keep == 0) | (keep == 1)).all())
+    remedy = f'use {name}.bool()' if binary else f'compare with something, such as {name} > 0.5; {name}.bool() would keep all but 0'
+    raise DtypeError(f'{name} has dtype {keep.dtype}; it says yes or no for each entry: {remedy}')
 
 # %% ../nbs/00_core.ipynb #831eba00
 def check_logits(
@@ -127,6 +171,24 @@ def checked_methods(
         private = name.startswith('_')
         if inspect.isfunction(f) and not private and not hasattr(f, 'is_checked'): setattr(cls, name, checked(f))
 
+# %% ../nbs/00_core.ipynb #31d9cf7d
+def one_story(
+    alpha: Tensor, # (T+1,) float64, 1 - beta
+    alpha_bar: Tensor, # (T+1,) what is said to be their running product
+) -> Tensor: # (T+1,) alpha_bar in float64
+    "Raise ScheduleError unless alpha_bar starts at 1 and falls by the factor alpha[t] at every t."
+    alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
+    if alpha_bar.shape != alpha.shape:
+        raise ScheduleError(f'alpha_bar has shape {tuple(alpha_bar.shape)} and beta {tuple(alpha.shape)}; give T+1 numbers each')
+    if alpha_bar[0] != 1: raise ScheduleError(f'alpha_bar[0] is {alpha_bar[0]:g}; entry 0 is the clean data and must be 1')
+    product = alpha_bar[:-1] * alpha[1:]
+    wrong = ~((alpha_bar[1:] - product).abs() <= 1e-12 * alpha_bar[:-1]) # NaN is wrong too
+    if wrong.any():
+        t = int(wrong.nonzero()[0]) + 1
+        raise ScheduleError(f'alpha_bar[{t}] is {alpha_bar[t]:.9g}, but alpha_bar[{t - 1}] (1 - beta[{t}]) is {product[t - 1]:.9g}: '
+                            'beta and alpha_bar contradict each other; give one of them, from_alpha_bar finds the other')
+    return alpha_bar
+
 # %% ../nbs/00_core.ipynb #50d8489b
 class Schedule:
     "Noise levels at t = 0..T: float64 tables `beta`, `alpha`, `alpha_bar` of length T+1, entry 0 clean. Raises ScheduleError."
@@ -134,13 +196,12 @@ class Schedule:
         beta: Tensor, # (T+1,) beta[0] = 0, the others within 0..1
         alpha_bar: Tensor | None = None, # (T+1,) the running product of 1 - beta, where it is known more exactly than the product gives it
     ):
-        self.beta = torch.as_tensor(beta, dtype=torch.float64)
-        if self.beta.ndim != 1 or len(self.beta) < 2: raise ScheduleError(f'beta has shape {tuple(self.beta.shape)}; give T+1 numbers, T >= 1')
-        if self.beta[0] != 0: raise ScheduleError(f'beta[0] is {self.beta[0]:g}; entry 0 is the clean data and must be 0: prepend it')
-        if not ((self.beta >= 0) & (self.beta <= 1)).all(): raise ScheduleError(f'beta spans {self.beta.min():g}..{self.beta.max():g}, allowed is 0..1')
-        self.T = len(self.beta) - 1
-        self.alpha = 1 - self.beta
-        self.alpha_bar = self.alpha.cumprod(0) if alpha_bar is None else alpha_bar
+        beta = torch.as_tensor(beta, dtype=torch.float64)
+        if beta.ndim != 1 or len(beta) < 2: raise ScheduleError(f'beta has shape {tuple(beta.shape)}; give T+1 numbers, T >= 1')
+        if beta[0] != 0: raise ScheduleError(f'beta[0] is {beta[0]:g}; entry 0 is the clean data and must be 0: prepend it')
+        if not ((beta >= 0) & (beta <= 1)).all(): raise ScheduleError(f'beta spans {beta.min():g}..{beta.max():g}, allowed is 0..1')
+        self.beta, self.alpha, self.T = beta, 1 - beta, len(beta) - 1
+        self.alpha_bar = self.alpha.cumprod(0) if alpha_bar is None else one_story(self.alpha, alpha_bar)
         if self.alpha_bar[-2] == 0: raise ScheduleError('alpha_bar is 0 before t = T: the steps after it would do nothing; only beta[T] may be 1')
 
     @classmethod
@@ -149,6 +210,7 @@ class Schedule:
         alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or alpha_bar[0] != 1: raise ScheduleError('alpha_bar must be T+1 numbers, the first of them 1 (clean)')
         if not (alpha_bar.diff() <= 0).all() or not alpha_bar[-1] >= 0: raise ScheduleError('alpha_bar must never rise, and end at 0 or above')
+        if alpha_bar[-2] == 0: raise ScheduleError('alpha_bar is 0 before t = T: the steps after it would do nothing')
         return cls(torch.cat([alpha_bar.new_zeros(1), 1 - alpha_bar[1:] / alpha_bar[:-1]]), alpha_bar)
 
 # %% ../nbs/00_core.ipynb #1f04782f
@@ -198,6 +260,25 @@ def at(
 ) -> Tensor: # (B, 1, ..., 1) table[t] on t's device, float64
     "table[t], shaped to broadcast against a tensor with `ndim` axes whose first is the batch."
     return table.to(t.device)[t].reshape(-1, *[1] * (ndim - 1))
+
+# %% ../nbs/00_core.ipynb #90e574ee
+@checked
+def alpha_between(
+    schedule: Schedule, # noise levels
+    s: Tensor, # (B,) integer times 0..t
+    t: Tensor, # (B,) integer times 0..T
+    ndim: int, # how many axes the result shall have
+) -> Tensor: # (B, 1, ..., 1) alpha_bar_t / alpha_bar_s, float64; 1 where s = t, also where nothing is left
+    "What is left at t of what there was at s (K1, K14)."
+    ratio = at(schedule.alpha_bar, t, ndim) / at(schedule.alpha_bar, s, ndim)
+    return torch.where((s == t).reshape(ratio.shape), 1., ratio)
+
+# %% ../nbs/00_core.ipynb #5ef4edb1
+def sum_positions(
+    x: Tensor, # (B, ...) a number for each position, or (B,) for examples of one position
+) -> Tensor: # (B,) their sum
+    "The sum over all axes but the first."
+    return x.reshape(len(x), -1).sum(-1)
 
 # %% ../nbs/00_core.ipynb #7623a6bd
 def moved(
@@ -369,44 +450,78 @@ def rows(
     if isinstance(x, dict): return {name: part[i] for name, part in x.items()}
     return tuple(part[i] for part in x) if isinstance(x, tuple) else x[i]
 
+# %% ../nbs/00_core.ipynb #19c8f7a7
+def check_bound(
+    x0, # (B, ...) clean examples, or a tuple of such
+    n_t: int, # times drawn per example
+    T: int, # number of steps
+    generator, # one, or a list of one per example
+) -> None:
+    "Raise DataError, TimeError or ShapeError unless a bound can be taken of these."
+    N = len(parts(x0)[0])
+    if N == 0: raise DataError('x0 is empty: there is nothing to take a bound of')
+    if not isinstance(n_t, int) or not 1 <= n_t <= T:
+        raise TimeError(f'n_t = {n_t!r}, allowed are the integers 1..{T}; None takes every t')
+    check_generator(generator, N)
+
+# %% ../nbs/00_core.ipynb #c26690fd
+def one_term(
+    process: Process, # what destroys
+    model, # network: out = model(x_t, t, **cond)
+    x0, # (B, ...) clean examples, or a tuple of such
+    j: int, # which strip of 1..T, counted from 0
+    n_t: int, # number of strips
+    generator, # one, or a list of one per example
+    cond: dict, # what else the network reads
+) -> tuple: # (B,) times, one from the strip for each example; (B,) L_t there, nats, float64
+    "The term of the bound at a random time of one strip (A9)."
+    u = rand((len(parts(x0)[0]),), generator, parts(x0)[0].device, torch.float64)
+    t = 1 + ((j + u) * process.T / n_t).long().clamp(process.T * j // n_t, process.T - 1)
+    x_t = process.q_sample(x0, t, generator)
+    return t, process.L_t(model(x_t, t, **cond), x0, x_t, t).double()
+
+# %% ../nbs/00_core.ipynb #1d098cd5
+def bound_summary(
+    total: Tensor, # (B,) nats, the bound of each example
+    L_T: Tensor, # (B,) nats
+    L_t: Tensor, # (T+1,) nats, summed over the draws
+    count: Tensor, # (T+1,) draws of each time
+    D: int, # numbers in one example
+) -> dict: # nats: `L_T`, `L_t` (T+1,) NaN where `count` (T+1,) is 0, `L_0` or None where t = 1 was not drawn, `total`, `total_se`, `each` (B,); `bits_per_dim`, `bits_per_dim_se`
+    "Means over the examples, in nats and in bits per dimension (K6)."
+    L_t = L_t / count
+    L_t[0] = 0
+    nats = total.mean().item()
+    se = total.std().item() / len(total) ** 0.5 if len(total) > 1 else math.nan
+    bits = D * math.log(2)
+    return dict(L_T=L_T.mean().item(), L_t=L_t, L_0=L_t[1].item() if count[1] > 0 else None, total=nats, total_se=se,
+                each=total, bits_per_dim=nats / bits, bits_per_dim_se=se / bits, count=count)
+
 # %% ../nbs/00_core.ipynb #25895a56
 @torch.no_grad()
 def elbo(
     process: Process, # what destroys
-    model, # network: out = model(x_t, t)
+    model, # network: out = model(x_t, t); taken in evaluation mode
     x0: Tensor, # (B, ...) clean examples, or a tuple of such
     n_t: int | None = None, # times drawn per example, 1..T; None takes every t
     generator=None, # on x0's device: one, or a list of one per example
     batch_size: int = 512, # examples per call of the network, for memory
     cond: dict | None = None, # what else the network reads, name: (B, ...) tensor
-) -> dict: # nats: `L_T`, `L_t` (T+1,), `L_0`, `total`, `total_se`, `each` (B,); `count` (T+1,) of the draws; `bits_per_dim`, `bits_per_dim_se`
-    "The negative ELBO of held-out data, every t or by strata, with its standard error over the examples (K6, A9). Raises TimeError, DataError."
-    T, n_t = process.T, process.T if n_t is None else n_t
-    if not (N := len(parts(x0)[0])): raise DataError('x0 is empty: there is nothing to take a bound of')
-    if not isinstance(n_t, int) or not 1 <= n_t <= T: raise TimeError(f'n_t = {n_t!r}, allowed are the integers 1..{T}; None takes every t')
-    check_generator(generator, N)
-    L_T = torch.cat([process.L_T(rows(x0, slice(i, i + batch_size))).double() for i in range(0, N, batch_size)])
+) -> dict: # the entries of `bound_summary`
+    "The negative ELBO of held-out data, every t or by strata, with its standard error over the examples (K6, A9). Raises TimeError, DataError, ShapeError."
+    n_t = process.T if n_t is None else n_t
+    check_bound(x0, n_t, process.T, generator)
+    N, T = len(parts(x0)[0]), process.T
+    pieces = [slice(i, i + batch_size) for i in range(0, N, batch_size)]
+    L_T = torch.cat([process.L_T(rows(x0, piece)).double() for piece in pieces])
     total, L_t, count = L_T.clone(), L_T.new_zeros(T + 1), L_T.new_zeros(T + 1)
-    for i, j in tqdm([(i, j) for i in range(0, N, batch_size) for j in range(n_t)], desc='elbo', delay=5, leave=False):
-        x, given = (rows(y, slice(i, i + batch_size)) for y in (x0, cond or {}))
-        g = generator_rows(generator, slice(i, i + batch_size))
-        u = rand((len(parts(x)[0]),), g, L_T.device, torch.float64)
-        t = 1 + ((j + u) * T / n_t).long().clamp(T * j // n_t, T - 1)
-        x_t = process.q_sample(x, t, g)
-        with evaluating(model): out = model(x_t, t, **given)
-        L = process.L_t(out, x, x_t, t).double()
-        total[i:i + batch_size] += L * (T / n_t)
-        L_t.index_add_(0, t, L), count.index_add_(0, t, torch.ones_like(L))
-    return dict(_summary(total, L_T, L_t / count, sum(part[0].numel() for part in parts(x0))), count=count)
-
-# %% ../nbs/00_core.ipynb #1d098cd5
-def _summary(total, L_T, L_t, D):
-    "Means over the examples, in nats and in bits per dimension."
-    L_t[0] = 0
-    nats = total.mean().item()
-    se = total.std().item() / len(total) ** 0.5 if len(total) > 1 else math.nan
-    return dict(L_T=L_T.mean().item(), L_t=L_t, L_0=L_t[1].item(), total=nats, total_se=se, each=total,
-                bits_per_dim=nats / (D * math.log(2)), bits_per_dim_se=se / (D * math.log(2)))
+    with evaluating(model):
+        for piece, j in tqdm([(p, j) for p in pieces for j in range(n_t)], desc='elbo', delay=5, leave=False):
+            t, L = one_term(process, model, rows(x0, piece), j, n_t, generator_rows(generator, piece), rows(cond or {}, piece))
+            total[piece] += L * (T / n_t)
+            L_t.index_add_(0, t, L)
+            count.index_add_(0, t, torch.ones_like(L))
+    return bound_summary(total, L_T, L_t, count, sum(part[0].numel() for part in parts(x0)))
 
 # %% ../nbs/00_core.ipynb #796d6e2c
 def step_times(
@@ -424,18 +539,20 @@ def step_times(
 def hold(
     process: Process, # that knows q(x_t | x_0)
     x_t, # state of the chain at time t, (B, ...) or a tuple
-    known: tuple, # (x0, keep): examples, and booleans of the same shape that say which entries are known
+    known: tuple, # (x0, keep): examples, anything where not kept, and booleans of the same shape that say which entries are known
     t: int, # time, 0..T
     generator=None, # on x_t's device: one, or a list of one per example
 ): # x_t with the known entries at noise level t
     "Overwrite what is known, noised to time t (K23). Raises ShapeError, DtypeError."
-    x0, keep = as_int64(known[0]), known[1]
-    for x, clean, k in zip(parts(x_t), parts(x0), parts(keep), strict=True):
-        if k.dtype != torch.bool: raise DtypeError(f'keep has dtype {k.dtype}; it says yes or no for each entry: use keep.bool()')
+    for x, clean, k in zip(*map(parts, (x_t, *known)), strict=True):
+        check_keep(k)
         if not x.shape == clean.shape == k.shape:
             raise ShapeError(f'x_t {tuple(x.shape)}, known x0 {tuple(clean.shape)} and keep {tuple(k.shape)} must have one shape')
-    noisy = x0 if t == 0 else process.q_sample(x0, torch.full(parts(x_t)[0].shape[:1], t, device=parts(x_t)[0].device), generator)
-    held = tuple(torch.where(k, n, x) for x, n, k in zip(parts(x_t), parts(noisy), parts(keep)))
+    clean = tuple(torch.where(k, as_int64(x), 0) for x, k in zip(*map(parts, known))) # 0 is a class of every process
+    clean = clean if isinstance(x_t, tuple) else clean[0]
+    t_B = torch.full(parts(x_t)[0].shape[:1], t, device=parts(x_t)[0].device)
+    noisy = clean if t == 0 else process.q_sample(clean, t_B, generator)
+    held = tuple(torch.where(k, n, x) for k, n, x in zip(parts(known[1]), parts(noisy), parts(x_t)))
     return held if isinstance(x_t, tuple) else held[0]
 
 # %% ../nbs/00_core.ipynb #24b4ccf9

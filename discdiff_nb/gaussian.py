@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from .core import (ClassError, DiscdiffError, DtypeError, Process, Schedule, ScheduleError, ShapeError,
-                              TimeError, at, check_classes, check_finite, device_of, randn)
+                              TimeError, alpha_between, at, check_classes, check_finite, checked, device_of, randn,
+                              sum_positions)
 
 # %% ../nbs/05_gaussian.ipynb #1a40a633
+@checked
 def to_levels(
     x0: Tensor, # (...) integer classes 0..K-1
     K: int, # number of levels
@@ -34,6 +36,7 @@ def to_classes(
     return ((check_finite(x, 'x').double() + 1) * (K - 1) / 2).round().clamp(0, K - 1).long()
 
 # %% ../nbs/05_gaussian.ipynb #3c65e928
+@checked
 def jump(
     schedule: Schedule, # noise levels
     s: Tensor, # (B,) integer times 0..t
@@ -41,7 +44,7 @@ def jump(
     ndim: int, # how many axes the results shall have
 ) -> tuple: # scale and variance of q(x_t | x_s), (B, 1, ...) float64 each
     "q(x_t | x_s) = N(scale x_s, variance): one step for s = t-1, any jump otherwise (K1, K4)."
-    kept = at(schedule.alpha_bar, t, ndim) / at(schedule.alpha_bar, s, ndim)
+    kept = alpha_between(schedule, s, t, ndim)
     return kept.sqrt(), 1 - kept
 
 def log_normal(
@@ -53,6 +56,7 @@ def log_normal(
     return -((x - mu) ** 2 / var + (2 * math.pi * var.double()).log()) / 2
 
 # %% ../nbs/05_gaussian.ipynb #79420564
+@checked
 def posterior(
     schedule: Schedule, # noise levels
     s: Tensor, # (B,) integer times 0..t-1
@@ -63,17 +67,23 @@ def posterior(
     scale_s, var_s = jump(schedule, 0 * s, s, ndim)
     scale_ts, var_ts = jump(schedule, s, t, ndim)
     var_t = jump(schedule, 0 * t, t, ndim)[1]
-    return scale_s * var_ts / var_t, scale_ts * var_s / var_t, var_s * var_ts / var_t
+    clean = var_t == 0 # no noise at all up to t: x_s is x_0
+    var_t = torch.where(clean, 1., var_t)
+    w_0, w_t = scale_s * var_ts / var_t, scale_ts * var_s / var_t
+    return torch.where(clean, 1., w_0), w_t, var_s * var_ts / var_t
 
 # %% ../nbs/05_gaussian.ipynb #0ba12c53
 def gaussian_kl(
     gap: Tensor, # (...) mean of q minus mean of p
-    var_q: Tensor, # (...) variance of q, above 0
-    var_p: Tensor, # (...) variance of p, above 0
-) -> Tensor: # (...) nats
+    var_q: Tensor, # (...) variance of q, at least 0
+    var_p: Tensor, # (...) variance of p, at least 0
+) -> Tensor: # (...) nats; infinite where only one of the two is certain, or both of different numbers
     "KL(q || p) of two Gaussians, number by number; gap^2 / (2 var) when the variances are equal (K8)."
     ratio = var_q / var_p
-    return (gap ** 2 / var_p + ratio - 1 - ratio.log()) / 2
+    nats = (gap ** 2 / var_p + ratio - 1 - ratio.log()) / 2
+    certain = (var_q == 0) | (var_p == 0)
+    equal = (var_q == var_p) & (gap == 0)
+    return torch.where(certain, torch.where(equal, 0., math.inf), nats)
 
 def prior_kl(
     x: Tensor, # (...) clean levels within -1..1
@@ -85,6 +95,7 @@ def prior_kl(
 # %% ../nbs/05_gaussian.ipynb #016d56da
 PREDICT = ('eps', 'x0', 'v', 'mean')
 
+@checked
 def target_line(
     schedule: Schedule, # noise levels
     predict: str, # one of PREDICT
@@ -96,6 +107,8 @@ def target_line(
     if predict == 'mean': return posterior(schedule, t - 1, t, ndim)[:2]
     return {'x0': (torch.ones_like(var), 0 * var), 'eps': (-scale / var.sqrt(), var.rsqrt()), 'v': (-var.rsqrt(), scale / var.sqrt())}[predict]
 
+# %% ../nbs/05_gaussian.ipynb #c3477f1f
+@checked
 def predicted_x0(
     process: Process, # a Gaussian; says what is predicted
     out: Tensor, # (B, ..., channels) the network's answer
@@ -108,6 +121,7 @@ def predicted_x0(
     return x0_hat.clamp(-1, 1) if process.clip else x0_hat
 
 # %% ../nbs/05_gaussian.ipynb #54fc68a0
+@checked
 def target_weight(
     schedule: Schedule, # noise levels
     predict: str, # one of PREDICT
@@ -117,6 +131,7 @@ def target_weight(
     "What a squared error of 1 in the prediction costs in the bound: w_0^2 / (2 var u^2) (K10)."
     return posterior(schedule, t - 1, t, 1)[0] ** 2 / (2 * var_p * target_line(schedule, predict, t, 1)[0] ** 2)
 
+@checked
 def simple_loss(
     process: Process, # a Gaussian; says what is predicted
     out: Tensor, # (B, ..., channels) the network's answer
@@ -126,11 +141,13 @@ def simple_loss(
 ) -> Tensor: # (B,) squared error, summed over the entries
     "||target - prediction||^2: L_t without its weight; for eps it is L_simple (K11). Raises NotFiniteError."
     u, w = target_line(process.schedule, process.predict, t, x_t.ndim)
-    return check_finite((u * to_levels(x0, process.K) + w * x_t - out[..., 0].double()).square().flatten(1).sum(-1), 'the loss')
+    error = u * to_levels(x0, process.K) + w * x_t - out[..., 0].double()
+    return check_finite(sum_positions(error.square()), 'the loss')
 
 # %% ../nbs/05_gaussian.ipynb #dcd5722b
 VARIANCE = ('posterior', 'beta', 'learned')
 
+@checked
 def reverse_variance(
     schedule: Schedule, # noise levels
     variance: str, # one of VARIANCE
@@ -189,6 +206,7 @@ class LogInterval(torch.autograd.Function):
         return -c.sign() * -torch.expm1(2 * left * h) * density * grad, (1 + (2 * left * h).exp()) * density * grad
 
 # %% ../nbs/05_gaussian.ipynb #f0edee0f
+@checked
 def log_bin(
     x0: Tensor, # (...) integer classes 0..K-1
     K: int, # number of levels
@@ -200,6 +218,7 @@ def log_bin(
     return torch.where(x0 == 0, LogPhi.apply(c + h), torch.where(x0 == K - 1, LogPhi.apply(h - c), LogInterval.apply(c, h)))
 
 # %% ../nbs/05_gaussian.ipynb #dc49da75
+@checked
 def checked_levels(
     process: Process, # whose T, K and channels count
     x_t: Tensor | None, # (B, ...) floats, or None where only x0 is given
@@ -238,9 +257,10 @@ class GaussianNoise(Process):
         return w_0 * self.levels(x0) + w_t * x_t, var
     def L_T(self, x0):
         check_classes(x0, self.K)
-        return prior_kl(self.levels(x0), self.schedule.alpha_bar[-1].to(x0.device)).flatten(1).sum(-1)
+        return sum_positions(prior_kl(self.levels(x0), self.schedule.alpha_bar[-1].to(x0.device)))
 
 # %% ../nbs/05_gaussian.ipynb #2384be14
+@checked
 def reverse_step(
     mu_p: Tensor, # (B, ...) float64
     var_p: Tensor, # broadcastable to mu_p
@@ -256,13 +276,14 @@ def reverse_step(
     return (mu_p + var_p.sqrt() * noise).to(x_t.dtype)
 
 # %% ../nbs/05_gaussian.ipynb #5b1f0e47
+@checked
 def ancestral_step(
     process: Process, # a Gaussian
     out: Tensor, # (B, ..., channels) the network's answer
     x_t: Tensor, # (B, ...) noisy levels
     t: Tensor, # (B,) times 1..T
     s: Tensor | None = None, # (B,) times below t, or None for t - 1
-    generator: torch.Generator | None = None, # on x_t's device
+    generator=None, # on x_t's device: one, or a list of one per example
 ) -> Tensor: # (B, ...) x_s: floats, or int64 classes at s = 0
     "One draw from p(x_s | x_t), the process's own step (K13). Raises TimeError, NotFiniteError and the errors of checked_levels."
     mu_p, var_p = process.p_posterior(out, x_t, t, s)
@@ -310,6 +331,7 @@ class Gaussian(GaussianNoise):
         return self.stepper(self, out, x_t, t, s, generator)
 
 # %% ../nbs/05_gaussian.ipynb #d63773b3
+@checked
 def level_loss(
     process: Process, # a Gaussian; says what is predicted, and the variance
     out: Tensor, # (B, ..., channels) the network's answer
@@ -327,7 +349,7 @@ def level_loss(
     if first.any():
         std = var_p.sqrt().expand_as(x0_hat)[first]
         L = L.index_put((first,), -log_bin(x0[first], process.K, x0_hat[first], std))
-    return check_finite(L.flatten(1).sum(-1), 'L_t')
+    return check_finite(sum_positions(L), 'L_t')
 
 # %% ../nbs/05_gaussian.ipynb #e506e68f
 def clipped(
@@ -341,6 +363,7 @@ def clipped(
     return process
 
 # %% ../nbs/05_gaussian.ipynb #2d138ef5
+@checked
 @torch.no_grad()
 def path_log_weights(
     process: Gaussian, # under test
@@ -355,9 +378,9 @@ def path_log_weights(
         scale, var = jump(process.schedule, t - 1, t, x0.ndim)
         x_t = scale * x_s + var.sqrt() * randn(x0.shape, generator, x0.device, torch.float64)
         out = model(x_t, t)
-        back = -process.L_t(out, x0, x_t, t) if time == 1 else log_normal(x_s, *process.p_posterior(out, x_t, t)).flatten(1).sum(-1)
-        total, x_s = total + back - log_normal(x_t, scale * x_s, var).flatten(1).sum(-1), x_t
-    return total + log_normal(x_s, torch.zeros_like(x_s), torch.ones_like(x_s)).flatten(1).sum(-1)
+        back = -process.L_t(out, x0, x_t, t) if time == 1 else sum_positions(log_normal(x_s, *process.p_posterior(out, x_t, t)))
+        total, x_s = total + back - sum_positions(log_normal(x_t, scale * x_s, var)), x_t
+    return total + sum_positions(log_normal(x_s, torch.zeros_like(x_s), torch.ones_like(x_s)))
 
 # %% ../nbs/05_gaussian.ipynb #2dfaa96b
 def bayes_network(
@@ -366,6 +389,7 @@ def bayes_network(
 ): # out = model(x_t, t), for entries that are independent of each other
     "The optimal network when every entry of x_0 is drawn from one table: conditional mean, and variance by total variance (K10, D2)."
     levels, schedule = to_levels(torch.arange(process.K), process.K), process.schedule
+    @checked
     def model(x_t, t):
         scale, var = jump(schedule, 0 * t, t, x_t.ndim + 1)
         p = (p_x0.to(x_t.device).log() + log_normal(x_t[..., None], scale * levels.to(x_t.device), var)).softmax(-1)

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['check_Q', 'path_joint', 'conditional', 'states', 'index_of', 'all_positions', 'Q_between', 'reverse_matrix',
-           'log_prior_of_states', 'exact_log_p', 'path_elbo', 'kl_elbo', 'normalize', 'Dense', 'table_model',
-           'judge_posterior', 'judge_reverse', 'judge_elbo', 'judge_counts', 'judge_samples', 'judge', 'judge_answer']
+           'log_prior_of_states', 'exact_log_p', 'path_elbo', 'kl_elbo', 'normalize', 'pick_rows', 'DenseNoise',
+           'Dense', 'table_model', 'judge_posterior', 'judge_reverse', 'judge_elbo', 'judge_counts', 'judge_samples',
+           'judge', 'judge_answer']
 
 # %% ../nbs/01_oracle.ipynb #b1da50ce
 import torch
 from torch import Tensor
-from .core import Process, ShapeError, ScheduleError, evaluating, generate, kl_categorical, sample_categorical
+from .core import (Process, ScheduleError, ShapeError, check_classes, check_logits, check_t, checked, evaluating,
+                              generate, kl_categorical, sample_categorical, sum_positions)
 
 # %% ../nbs/01_oracle.ipynb #65a11e27
 def check_Q(
@@ -33,6 +35,7 @@ def path_joint(
     return joint
 
 # %% ../nbs/01_oracle.ipynb #6d846327
+@checked
 def conditional(
     joint: Tensor, # (K,) * (T+1) probability of every path
     s: int, # the time asked for
@@ -53,6 +56,7 @@ def states(
     "All K^D examples."
     return torch.cartesian_prod(*[torch.arange(K)] * D).reshape(-1, D)
 
+@checked
 def index_of(
     x: Tensor, # (..., D) examples
     K: int, # number of classes
@@ -70,6 +74,7 @@ def all_positions(
     return full
 
 # %% ../nbs/01_oracle.ipynb #01cd8e6f
+@checked
 def Q_between(
     Q: Tensor, # (T+1, K, K) one-step transition matrices
     s: int, # from
@@ -81,6 +86,7 @@ def Q_between(
     return out
 
 # %% ../nbs/01_oracle.ipynb #38b8f59f
+@checked
 def reverse_matrix(
     process: Process, # under test; a categorical one
     model, # network: logits = model(x_t, t)
@@ -115,6 +121,7 @@ def exact_log_p(
     return p.log()
 
 # %% ../nbs/01_oracle.ipynb #c335dfb3
+@checked
 def path_elbo(
     process: Process, # under test; a categorical one
     model, # network: logits = model(x_t, t)
@@ -133,6 +140,7 @@ def path_elbo(
     return kl_categorical(log_q.reshape(-1), (log_p + log_prior_of_states(process, D)).reshape(-1)).item()
 
 # %% ../nbs/01_oracle.ipynb #7d43c73b
+@checked
 def kl_elbo(
     process: Process, # under test; a categorical one
     model, # network: logits = model(x_t, t)
@@ -159,29 +167,51 @@ def normalize(
     "The logarithm of weights divided by their sum."
     return (p / p.sum(-1, keepdim=True)).log()
 
+# %% ../nbs/01_oracle.ipynb #45b1b092
+@checked
+def pick_rows(
+    table: Tensor, # (B, K, K) a matrix for each example
+    x: Tensor, # (B, ...) classes 0..K-1
+) -> Tensor: # (B, ..., K) row x of the example's matrix
+    "Each position's row. Raises ClassError, DtypeError, DataError, ShapeError."
+    check_classes(x, table.shape[-1], 'x')
+    if len(x) != len(table): raise ShapeError(f'{len(x)} examples and {len(table)} times; give one time per example')
+    return table[torch.arange(len(x)).reshape(-1, *[1] * (x.ndim - 1)), x]
+
 # %% ../nbs/01_oracle.ipynb #b014c24c
-class Dense(Process):
-    "A categorical process from any table of transition matrices: the plain one, in float64, for small K and T (D3, D7, K17)."
+class DenseNoise(Process):
+    "The forward half of a categorical process, from any table of transition matrices, in float64 (D3, D7)."
     def __init__(self,
         Q: Tensor, # (T+1, K, K) one-step transition matrices, rows: from, columns: to
         prior: Tensor, # (K,) p(x_T) of one position
     ):
         check_Q(Q)
         self.p_T, self.T, self.K = prior.double(), len(Q) - 1, Q.shape[1]
+        self.classes = self.K
         self.Q_st = torch.stack([torch.stack([Q_between(Q.double(), s, t) for t in range(len(Q))]) for s in range(len(Q))])
-    def rows(self, x, s, t): return self.Q_st[s, t][torch.arange(len(x))[:, None], x]
-    def columns(self, x, s, t): return self.Q_st[s, t].mT[torch.arange(len(x))[:, None], x]
+    def rows(self, x, s, t): return pick_rows(self.Q_st[s, t], x)
+    def columns(self, x, s, t): return pick_rows(self.Q_st[s, t].mT, x)
     def log_prior(self): return self.p_T.log()
     def prior(self, shape, generator=None): return sample_categorical(self.log_prior().expand(*shape, self.K), generator)
-    def q_sample(self, x0, t, generator=None): return sample_categorical(self.rows(x0, 0 * t, t).log(), generator)
+    def q_sample(self, x0, t, generator=None):
+        check_t(t, self.T)
+        return sample_categorical(self.rows(x0, 0 * t, t).log(), generator)
     def q_posterior(self, x0, x_t, t, s=None):
         s = self.earlier(t, s)
         return normalize(self.columns(x_t, s, t) * self.rows(x0, 0 * t, s))
+    def L_T(self, x0):
+        t = torch.full((len(x0),), self.T)
+        return sum_positions(kl_categorical(self.rows(x0, 0 * t, t).log(), self.log_prior()))
+
+# %% ../nbs/01_oracle.ipynb #6cc6ffd4
+class Dense(DenseNoise):
+    "A categorical process from any table of transition matrices: the plain one, for small K and T (D3, D7, K17)."
     def p_posterior(self, out, x_t, t, s=None):
         s = self.earlier(t, s)
-        return normalize(self.columns(x_t, s, t) * (out.double().softmax(-1) @ self.Q_st[0 * t, s]))
-    def L_t(self, out, x0, x_t, t): return kl_categorical(self.q_posterior(x0, x_t, t), self.p_posterior(out, x_t, t)).sum(-1)
-    def L_T(self, x0): return kl_categorical(self.rows(x0, torch.zeros(len(x0)).long(), torch.full((len(x0),), self.T)).log(), self.log_prior()).sum(-1)
+        p_x0 = check_logits(out, x_t, self.K).double().softmax(-1).reshape(len(x_t), -1, self.K)
+        return normalize(self.columns(x_t, s, t) * (p_x0 @ self.Q_st[0 * t, s]).reshape(out.shape))
+    def L_t(self, out, x0, x_t, t):
+        return sum_positions(kl_categorical(self.q_posterior(x0, x_t, t), self.p_posterior(out, x_t, t)))
     def step(self, out, x_t, t, s=None, generator=None): return sample_categorical(self.p_posterior(out, x_t, t, s), generator)
 
 # %% ../nbs/01_oracle.ipynb #8b40750d
@@ -194,7 +224,7 @@ def table_model(
     "A network without structure: random logits for every time and state."
     g = torch.Generator().manual_seed(seed)
     table = torch.randn(T + 1, K ** D, D, K, generator=g, dtype=torch.float64)
-    return lambda x_t, t: table[t, index_of(x_t, K)]
+    return checked(lambda x_t, t: table[t, index_of(x_t, K)])
 
 # %% ../nbs/01_oracle.ipynb #cb9aeffc
 def judge_posterior(
@@ -254,6 +284,7 @@ def judge_elbo(
         assert path > -log_p[i].item() - tol, f'the bound {path} of x_0 = {x0.tolist()} lies below -log p = {-log_p[i].item()}'
 
 # %% ../nbs/01_oracle.ipynb #d77682f8
+@checked
 def judge_counts(
     x: Tensor, # (n,) drawn classes or states
     p: Tensor, # (S,) what the frequencies should be

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .core import (DataError, Process, Schedule, ShapeError, check_classes, check_finite, kl_categorical,
-                              mix_seed, randint, randn)
+from .core import (DataError, Process, Schedule, ShapeError, check_classes, check_finite, checked,
+                              kl_categorical, mix_seed, randint, randn)
 from .data import minibatch, pixel_marginals
 from .oracle import Q_between, check_Q, normalize
 
@@ -62,6 +62,7 @@ def reparametrize(
     return mu + (log_var / 2).exp() * noise
 
 # %% ../nbs/04_vae.ipynb #18d439b4
+@checked
 def hvae_tables(
     p: list, # log p(z_T) (S_T,), log p(z_{T-1} | z_T) (S_T, S_{T-1}), ..., log p(x | z_1) (S_1, X)
     q: list, # log q(z_1 | x) (X, S_1), log q(z_2 | z_1) (S_1, S_2), ..., log q(z_T | z_{T-1})
@@ -77,6 +78,7 @@ def hvae_tables(
     return log_p, log_q
 
 # %% ../nbs/04_vae.ipynb #e7ed98b9
+@checked
 def hvae_elbo(
     p: list, # log p(z_T), log p(z_{T-1} | z_T), ..., log p(x | z_1), as for hvae_tables
     q: list, # log q(z_1 | x), log q(z_2 | z_1), ..., log q(z_T | z_{T-1})
@@ -99,6 +101,7 @@ def gaussian_path(
     return torch.stack(path)
 
 # %% ../nbs/04_vae.ipynb #05cfe739
+@checked
 def vdm_terms(
     Q: Tensor, # (T+1, S, S) forward matrices of the fixed encoder, rows: from; Q[0] = I, float64
     P: Tensor, # (T+1, S, S) reverse matrices, P[t][x_t, x_{t-1}]; entry 0 unused
@@ -118,6 +121,7 @@ def vdm_terms(
                 elbo=reconstruction - prior_matching - denoising.sum())
 
 # %% ../nbs/04_vae.ipynb #fa9d1715
+@checked
 def random_time_bound(
     process: Process, # what destroys
     model, # network: out = model(x_t, t)
@@ -155,25 +159,29 @@ class AutoEncoder(nn.Module):
         self.decoder = mlp([latent, hidden, hidden, 3 * D], dropout)
         self.levels = nn.Linear(3, K, bias=False)
         self.bias = nn.Parameter(torch.zeros(*shape, K))
+    @checked
     def encode(self, x0: Tensor): # (B, *shape) classes -> mean and log-variance of q(z | x0), (B, latent) each
         check_classes(x0, self.K)
         if x0.shape[1:] != self.shape: raise ShapeError(f'x0 has shape {tuple(x0.shape)}; this VAE reads (B, {", ".join(map(str, self.shape))})')
-        return self.encoder(2 * x0.flatten(1).to(self.bias) / (self.K - 1) - 1).chunk(2, -1)
+        return self.encoder(2 * x0.reshape(len(x0), -1).to(self.bias) / (self.K - 1) - 1).chunk(2, -1)
     def decode(self, z: Tensor): # (..., latent) -> logits of p(x0 | z), (..., *shape, K)
         if z.shape[-1] != self.latent: raise ShapeError(f'z has {z.shape[-1]} dimensions, this VAE has {self.latent}')
         return self.levels(self.decoder(z).unflatten(-1, (*self.shape, 3))) + self.bias
 
 # %% ../nbs/04_vae.ipynb #32ebeaaa
+@checked
 def log_likelihood(
     logits: Tensor, # (..., B, *shape, K) of the decoder
     x0: Tensor, # (B, *shape) classes
 ) -> Tensor: # (..., B) nats
     "log p(x_0 | z), summed over the positions (A2)."
     index = x0.long()[..., None].expand(*logits.shape[:-1], 1)
-    return logits.log_softmax(-1).gather(-1, index).squeeze(-1).flatten(-(x0.ndim - 1)).sum(-1)
+    log_p = logits.log_softmax(-1).gather(-1, index).squeeze(-1)
+    return log_p.reshape(*logits.shape[:-x0.ndim], -1).sum(-1)
 
 class VAE(AutoEncoder):
     "Encoder, decoder and their bound (A2, A3, V1)."
+    @checked
     def elbo(self,
         x0: Tensor, # (B, *shape) classes
         generator=None, # on x0's device: one, or a list of one per example
@@ -186,6 +194,7 @@ class VAE(AutoEncoder):
         return dict(elbo=check_finite(reconstruction - kl, 'the ELBO'), reconstruction=reconstruction, kl=kl)
 
 # %% ../nbs/04_vae.ipynb #d56c2799
+@checked
 @torch.no_grad()
 def importance_bound(
     vae: VAE, # encoder and decoder
