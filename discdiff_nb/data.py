@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import INTEGERS, ClassError, DataError, DtypeError, ShapeError, check_classes, mix_seed
+from .core import (INTEGERS, ClassError, DataError, DtypeError, ShapeError, check_classes,
+                              class_remedy, mix_seed)
 
 # %% ../nbs/02_data.ipynb #d189a277
 class Images(NamedTuple):
@@ -230,7 +231,8 @@ def minibatch(
     seed: int, # the order depends on this, on N and on the epoch only
 ) -> Tensor: # (min(batch_size, N), ...) the examples of this step
     "The batch of one training step; a new order each epoch, whose short last batch is dropped. Raises DtypeError, DataError, ShapeError."
-    if x0.dtype not in INTEGERS: raise DtypeError(f'x0 has dtype {x0.dtype}; classes are integers: use x0.long()')
+    if x0.dtype not in INTEGERS:
+        raise DtypeError(f'x0 has dtype {x0.dtype}; classes are integers: {class_remedy(x0, 256, "x0")}')
     if x0.ndim == 0: raise ShapeError('x0 is one number; give the training set, shape (N, ...)')
     if x0.numel() == 0: raise DataError(f'x0 is empty, shape {tuple(x0.shape)}: there is nothing to train on')
     _check_batch(batch_size, step)

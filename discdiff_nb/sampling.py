@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from .absorbing import perfect_model
 from .core import (ClassError, DataError, DiscdiffError, DtypeError, NotFiniteError, Process,
                               Schedule, ScheduleError, ShapeError, at, check_classes, check_finite,
-                              check_generator, check_logits, check_t, checked, device_of, evaluating,
-                              rand, sample_categorical, step_times)
+                              check_generator, check_keep, check_logits, check_t, checked, device_of,
+                              evaluating, rand, sample_categorical, step_times)
 from .d3pm import Absorbing, MaskJumps, check_reachable, no_mask
 from .gaussian import (Gaussian, checked_levels, jump, log_normal, posterior, predicted_x0,
                                   reverse_step, target_line, to_levels)
@@ -477,9 +477,7 @@ def inpaint(
 ) -> Tensor: # (B, ...) int64, x0 where kept
     "Fill the holes from the time that matches their number (U-inpaint). Raises DiscdiffError, DtypeError, ShapeError, ClassError, NotFiniteError."
     _need(process, Absorbing, 'inpaint')
-    if keep.dtype != torch.bool:
-        how = 'keep > 0.5, or another limit' if keep.is_floating_point() else 'keep == 1'
-        raise DtypeError(f'keep has dtype {keep.dtype}; it says yes or no for each entry: use {how}')
+    check_keep(keep)
     if keep.shape != x0.shape or x0.ndim < 2: raise ShapeError(f'x0 {tuple(x0.shape)} and keep {tuple(keep.shape)} must have one shape (B, ...)')
     check_classes(torch.where(keep, x0, 0), process.classes)
     t = start_time(process, (~keep).double().flatten(1).mean(1))

@@ -537,6 +537,11 @@ FRACTIONS = torch.rand(40, generator=seed(0))
 @pytest.mark.parametrize(
     'call',
     [
+        lambda: data.minibatch(FRACTIONS[:, None], 0, 4, 0),
+        lambda: data.pixel_marginals(FRACTIONS[:, None], 16),
+        lambda: data.reduce_levels(FRACTIONS, 256, 16),
+        lambda: pixels(FRACTIONS.view(1, 5, 8), 16),
+        lambda: inpaint(MASK, lone(MASK), FRACTIONS[:30].view(5, 6), KEEP),
         lambda: data.windows(FRACTIONS, 5),
         lambda: data.crops(FRACTIONS, 5, 0, 4, 0),
         lambda: data.ngram_fit(FRACTIONS, 1),
