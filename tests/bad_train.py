@@ -27,7 +27,7 @@ def bad_train(generator):
         yield fit, (process, net(), x0), {**dict(steps=2, batch_size=4), **wrong}
     for wrong in (dict(accumulate=pick(0, -1, 1.5)), dict(accumulate=size(5, 9)), dict(clip=pick(0, -1, math.nan, None)),
                   dict(memory=pick(0, 0.5)), dict(keep=pick(0, -1)), dict(drop=pick(-0.1, 1.5, math.nan)),
-                  dict(times=pick('late', 'Even', None)), dict(mixed_precision=pick('fp8', 'fp16', True)), dict(held_out=pick(3, 'test')),
+                  dict(times=pick('late', 'Even', None)), dict(mixed_precision=pick('fp8', 'fp32', True)), dict(held_out=pick(3, 'test')),
                   dict(drop=0.5), dict(ema=0.99), dict(resume=True), dict(tensorboard=True), dict(run=pick(3, [1])), dict(cond=pick([1], 3, x0))):
         yield go(**wrong)
     yield go(spoiled)

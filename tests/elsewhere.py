@@ -103,7 +103,8 @@ def pretended():
     "Within it torch.cuda.is_available() is true and device='cuda' works, at the CPU's speed."
     near_autocast = lambda device, *args, **kwargs: autocast('cpu', *args, **kwargs)
     none = lambda *args: None
-    fixed = {'torch.cuda.is_available': lambda: True, 'torch.cuda.get_device_name': lambda *args: 'pretended GPU', 'torch.cuda.synchronize': none,
+    fixed = {'torch.cuda.is_available': lambda: True, 'torch.cuda.get_device_capability': lambda *args: (9, 0),
+             'torch.cuda.get_device_name': lambda *args: 'pretended GPU', 'torch.cuda.synchronize': none,
              'torch.optim.Optimizer._accelerator_graph_capture_health_check': none, 'torch.Generator': FarGenerator,
              'torch.autocast': near_autocast, 'torch.nn.Module.to': to_there}
     with contextlib.ExitStack() as stack:
