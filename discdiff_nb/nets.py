@@ -247,8 +247,9 @@ def check_rows(
     name: str, # what the message calls them
 ) -> None:
     "Raise DtypeError, and where the values are readable DataError or ClassError, unless `x` holds row numbers below K."
-    if x.dtype not in INTEGERS: raise DtypeError(f'{name} has dtype {x.dtype}; it counts 0..{K-1}: use {name}.long()')
-    if readable(x): check_classes(x, K, name)
+    if readable(x): return check_classes(x, K, name)
+    if x.dtype not in INTEGERS:
+        raise DtypeError(f'{name} has dtype {x.dtype}; it counts 0..{K-1} in an integer dtype')
 
 def check_times(
     t: Tensor | None, # (B,) times
@@ -257,7 +258,7 @@ def check_times(
     "Raise DtypeError or ShapeError, and where the values are readable TimeError, unless `t` holds times 1..T."
     if t is None: raise TimeError(f't is missing; this network was built for times 1..{T}')
     if readable(t): return check_t(t, T)
-    if t.dtype not in INTEGERS: raise DtypeError(f't has dtype {t.dtype}; times are integers 1..{T}: use t.long()')
+    if t.dtype not in INTEGERS: raise DtypeError(f't has dtype {t.dtype}; times are integers 1..{T}')
     if t.ndim != 1: raise ShapeError(f't has shape {tuple(t.shape)}; give one time per example, shape (B,)')
 
 # %% ../nbs/10_nets.ipynb #3b88a9c3
