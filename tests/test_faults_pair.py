@@ -423,3 +423,24 @@ def test_constant_sets_and_rare_classes():
     assert metrics.fsd(maps, maps + 1, 3) == 2 * 100 ** 2
     assert metrics.mean_se(torch.ones(5))[1] == 0
     assert metrics.spread(lambda x: x.mean(), (torch.ones(10),)) == (1., 0.)
+
+
+def test_the_clean_half_has_time_0_and_no_loss():
+    "What a network for pairs is shown when a half is clean, and what its training counts."
+    shown = []
+    def model(z_t, times):
+        shown.append((z_t, times))
+        return z_t[0][..., None], torch.zeros(*z_t[1].shape, 5)
+    x, y, t = torch.randn(3, 3), torch.tensor([[0, 1], [2, 3], [4, 0]]), torch.tensor([1, 4, 6])
+    assert joint.given_x(model, x)(y, t).shape == (3, 2, 5) and joint.given_y(model, y)(x, t).shape == (3, 3, 1)
+    for (z_t, times), i in zip(shown, (0, 1)):
+        assert torch.equal(z_t[0], x) and torch.equal(z_t[1], y)
+        assert torch.equal(times[:, 1 - i], t) and (times[:, i] == 0).all()
+    process, _ = pair()
+    clean, t = (torch.randint(16, (8, 3)), torch.randint(5, (8, 2))), torch.full((8,), 3)
+    seed = lambda: torch.Generator().manual_seed(0)
+    got = joint.mix_loss(process, model, clean, t, seed())
+    z_t, times = joint.clean_mix(process, clean, t, seed())
+    halves = zip(process.halves, model(z_t, times), clean, z_t, times.T, (3, 2))
+    want = sum(6 * half.loss(out, x0, x_t, t)[u > 0].sum() / 8 / n for half, out, x0, x_t, u, n in halves)
+    torch.testing.assert_close(got, want)
