@@ -15,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import (DataError, Process, Schedule, ScheduleError, ShapeError, TimeError, at, check_classes, check_finite,
-                              check_logits, check_t, kl_categorical)
+from .core import (DataError, Process, Schedule, ScheduleError, ShapeError, TimeError, at, check_classes,
+                              check_finite, check_generator, check_logits, check_t, checked, evaluating,
+                              generator_rows, kl_categorical, rand)
 from .d3pm import Absorbing, absorbing_kl, check_reachable, reveal_probability
+from .multinomial import weighted_cross_entropy
 from .oracle import conditional, index_of, path_joint, reverse_matrix, states
 
 # %% ../nbs/08_absorbing.ipynb #be070c49
+@checked
 def term_by_states(
     process: Process, # a categorical one, for its p_posterior
     model, # network: logits = model(x_t, t)
@@ -33,10 +36,11 @@ def term_by_states(
     K, D = Q.shape[1], len(x0)
     joint, x_s = path_joint(Q, torch.full((K,), 1 / K)), states(K, D)
     q = [conditional(joint, t - 1, {0: int(x0[d]), t: int(x_t[d])})[x_s[:, d]] for d in range(D)]
-    p = reverse_matrix(process, model, D, t, t - 1)[index_of(x_t, K)]
+    with evaluating(model): p = reverse_matrix(process, model, D, t, t - 1)[index_of(x_t, K)]
     return kl_categorical(torch.stack(q).prod(0).log(), p.log())
 
 # %% ../nbs/08_absorbing.ipynb #9605d346
+@checked
 def masked_nll(
     logits_x0: Tensor, # (B, ..., K) the network's logits; the mask's is ignored
     x0: Tensor, # (B, ...) clean classes
@@ -48,19 +52,22 @@ def masked_nll(
     return absorbing_kl(logits_x0, x0, check_reachable(x0, x_t, K - 1), torch.ones(()))
 
 # %% ../nbs/08_absorbing.ipynb #b0cf8ca7
+@checked
 def nll_by_masks(
-    model, # network: logits = model(x_t, t)
+    model, # network: logits = model(x_t, t); taken in evaluation mode
     x0: Tensor, # (B, D) clean examples, D <= 16
     mask_id: int, # class of the mask, K - 1
     t: int = 1, # the time that the network is told
 ) -> Tensor: # (B, D+1) J_n in nats for n = 0..D blanks, float64
     "The sum over the blanks of -log p(x_0 | x_t), averaged over all patterns with n blanks (U6). Raises ClassError, ShapeError."
     check_classes(x0, mask_id)
+    if x0.ndim != 2: raise ShapeError(f'x0 has shape {tuple(x0.shape)}; give (B, D)')
     B, D = x0.shape
     if D > 16: raise ShapeError(f'D = {D} has 2^{D} patterns of blanks, too many to list; take D <= 16 or continuous_elbo')
     blank = states(2, D).bool().to(x0.device)
     x_t = torch.where(blank[:, None], mask_id, x0).reshape(-1, D)
-    nll = masked_nll(model(x_t, torch.full((len(x_t),), t, device=x0.device)), x0.expand(len(blank), B, D).reshape(-1, D), x_t)
+    with evaluating(model): out = model(x_t, torch.full((len(x_t),), t, device=x0.device))
+    nll = masked_nll(out, x0.expand(len(blank), B, D).reshape(-1, D), x_t)
     n = blank.sum(1)
     J = nll.new_zeros(D + 1, B, dtype=torch.float64).index_add_(0, n, nll.double().reshape(-1, B))
     return (J / torch.bincount(n)[:, None]).T
@@ -97,6 +104,7 @@ def perfect_model(
     fits = ((x_t[:, None] == x0) | (x_t[:, None] == K - 1)).all(-1)
     joint = fits * (p_x0 / p_x0.sum()).double()
     p = torch.einsum('sn,ndk->sdk', joint, F.one_hot(x0, K).double()) / joint.sum(1)[:, None, None]
+    @checked
     def model(x_t, t=None):
         check_classes(x_t, K, 'x_t')
         if x_t.shape[-1] != D: raise ShapeError(f'x_t has {x_t.shape[-1]} positions; this network knows examples of {D}')
@@ -115,6 +123,7 @@ def blank_curve(
     return (choose * v[:, None] ** (n - 1) * (1 - v[:, None]) ** (D - n)) @ J[1:]
 
 # %% ../nbs/08_absorbing.ipynb #09402bce
+@checked
 def order_nll(
     model, # network: logits = model(x_t, t); t is told the number of blanks
     x0: Tensor, # (D,) one clean example, D <= 8
@@ -128,7 +137,8 @@ def order_nll(
     x_t, nll, row = torch.full_like(orders, mask_id), orders.new_zeros(len(orders), dtype=torch.float64), torch.arange(len(orders))
     for i in range(D):
         now = orders[:, i]
-        log_p = model(x_t, torch.full_like(now, D - i))[row, now, :mask_id].log_softmax(-1)
+        with evaluating(model): out = model(x_t, torch.full_like(now, D - i))
+        log_p = out[row, now, :mask_id].log_softmax(-1)
         nll -= log_p[row, x0[now]].double()
         x_t[row, now] = x0[now]
     return nll
@@ -158,7 +168,8 @@ def hazard(
     alpha: Callable, # decreasing function of a float64 tensor, alpha(0) = 1, alpha(1) = 0
     u: Tensor, # (B,) times, above 0 and at most 1, float64
 ) -> Tensor: # (B,) -alpha'(u) / (1 - alpha(u))
-    "The weight of a blank in continuous time: the rate at which blanks are revealed, by automatic differentiation (U6)."
+    "The weight of a blank in continuous time: the rate at which blanks are revealed, by automatic differentiation (U6). Raises TimeError."
+    if not ((u > 0) & (u <= 1)).all(): raise TimeError(f'u spans {u.min():g}..{u.max():g}, allowed is 0..1 without 0, where the weight is infinite')
     with torch.enable_grad():
         u = u.detach().requires_grad_()
         left = alpha(u)
@@ -167,34 +178,40 @@ def hazard(
 
 # %% ../nbs/08_absorbing.ipynb #36c98af8
 @torch.no_grad()
+@checked
 def continuous_elbo(
     process: Absorbing, # for its mask; its schedule only sets the time that the network is told
-    model, # network: logits = model(x_t, t); best time-free
+    model, # network: logits = model(x_t, t); best time-free; taken in evaluation mode
     x0: Tensor, # (B, ...) clean examples
     n_t: int = 16, # times drawn per example, one from each strip of 0..1
-    generator: torch.Generator | None = None, # on x0's device
+    generator=None, # on x0's device: one, or a list of one per example
     alpha: Callable = linear_alpha, # what is left at u in 0..1, any decreasing function from 1 to 0; the result does not depend on it
     batch_size: int = 512, # examples per call of the network, for memory
 ) -> dict: # nats per example `total`, `total_se`; and `bits_per_dim`, `bits_per_dim_se`
-    "The bound at T = infinity of held-out data with its standard error over the examples (U6). Raises TimeError, ClassError, NotFiniteError."
+    "The bound at T = infinity of held-out data with its standard error over the examples (U6). Raises TimeError, ClassError, ShapeError, NotFiniteError."
     check_classes(x0, process.classes)
-    if n_t < 1: raise TimeError(f'n_t = {n_t}; at least one time per example is needed')
+    if not isinstance(n_t, int) or n_t < 1: raise TimeError(f'n_t = {n_t!r}; give an integer: at least one time per example is needed')
+    check_generator(generator, len(x0))
     total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-    for i, j in tqdm([(i, j) for i in range(0, len(x0), batch_size) for j in range(n_t)], desc='continuous_elbo', delay=5, leave=False):
-        x = x0[i:i + batch_size]
-        u = (j + 1 - torch.rand(len(x), generator=generator, device=x.device, dtype=torch.float64)) / n_t
-        total[i:i + batch_size] += _continuous_term(process, model, x, u, generator, alpha) / n_t
-    nats, se, D = total.mean().item(), (total.std() / len(x0) ** 0.5).item(), x0[0].numel() * math.log(2)
-    return dict(total=nats, total_se=se, bits_per_dim=nats / D, bits_per_dim_se=se / D)
+    pieces = [slice(i, i + batch_size) for i in range(0, len(x0), batch_size)]
+    for piece, j in tqdm([(p, j) for p in pieces for j in range(n_t)], desc='continuous_elbo', delay=5, leave=False):
+        x, g = x0[piece], generator_rows(generator, piece)
+        u = (j + 1 - rand((len(x),), g, x.device, torch.float64)) / n_t
+        total[piece] += _continuous_term(process, model, x, u, g, alpha) / n_t
+    nats, bits = total.mean().item(), x0[0].numel() * math.log(2)
+    se = total.std().item() / len(x0) ** 0.5 if len(x0) > 1 else math.nan
+    return dict(total=nats, total_se=se, bits_per_dim=nats / bits, bits_per_dim_se=se / bits)
 
 # %% ../nbs/08_absorbing.ipynb #b3422289
 def _continuous_term(process, model, x0, u, generator, alpha):
     "One draw of the integrand at u, (B,) nats."
     v = 1 - alpha(u)
-    blank = torch.rand(x0.shape, generator=generator, device=x0.device, dtype=torch.float64) < v.reshape(-1, *[1] * (x0.ndim - 1))
+    blank = rand(x0.shape, generator, x0.device, torch.float64) < v.reshape(-1, *[1] * (x0.ndim - 1))
     x_t = torch.where(blank, process.mask_id, x0)
     t = torch.searchsorted((1 - process.schedule.alpha_bar).to(v.device), v).clamp(1, process.T)
-    return check_finite(hazard(alpha, u) * masked_nll(model(x_t, t), x0, x_t).double(), 'continuous_elbo')
+    with evaluating(model): nll = masked_nll(model(x_t, t), x0, x_t).double()
+    weight = hazard(alpha, u)
+    return check_finite(torch.where(nll == 0, 0., weight * nll), 'continuous_elbo') # no blanks, whatever their weight
 
 # %% ../nbs/08_absorbing.ipynb #50738a35
 def reweighted_weight(
@@ -212,9 +229,10 @@ class Reweighted(Absorbing):
         self.factor = (reweighted_weight(schedule) / bound_weight(schedule)).nan_to_num(0.)
     def loss(self, out, x0, x_t, t):
         L = self.L_t(out, x0, x_t, t)
-        return L * at(self.factor, t, 1).to(L)
+        return L * at(self.factor, t, 1).to(L) + weighted_cross_entropy(self, out, x0, x_t, self.hybrid_weight)
 
 # %% ../nbs/08_absorbing.ipynb #ed2fef7d
+@checked
 def blind_posterior(
     process: Absorbing, # whose schedule and mask count
     x0: Tensor, # (B, ...) clean classes
@@ -226,6 +244,7 @@ def blind_posterior(
     is_class = torch.arange(process.K, device=x0.device)
     return torch.where(is_class == x0[..., None], keep, torch.where(is_class == process.mask_id, 1 - keep, 0.)).log()
 
+@checked
 def blind_kl(
     process: Absorbing, # whose schedule and mask count
     out: Tensor, # (B, ..., K) the network's logits
@@ -237,6 +256,7 @@ def blind_kl(
     return kl_categorical(blind_posterior(process, x0, t), process.p_posterior(out, x_t, t))
 
 # %% ../nbs/08_absorbing.ipynb #5d91376b
+@checked(names=('t', 'n'))
 def blind_constant(
     schedule: Schedule, # noise levels
     t: Tensor, # (B,) times 1..T
@@ -245,4 +265,5 @@ def blind_constant(
     "C = n [a log(a/w) + (1-a) log(1 - alpha_bar_t)] with a = alpha_bar_{t-1}: the part without the network (U13, U14). Raises TimeError."
     check_t(t, schedule.T)
     a, w, left = (at(table, u, 1) for table, u in ((schedule.alpha_bar, t - 1), (bound_weight(schedule), t), (schedule.alpha_bar, t)))
-    return n * (a * (a / w).log() + (1 - a) * (1 - left).log())
+    each = torch.xlogy(a, a / w) + torch.xlogy(1 - a, 1 - left)
+    return torch.where(n == 0, 0., n * each)

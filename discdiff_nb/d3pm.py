@@ -6,9 +6,9 @@
 __all__ = ['FLOOR', 'uniform_Q', 'absorbing_Q', 'log_q_path', 'Q_bar', 'matrix_posterior', 'matrix_step', 'matrix_likelihood',
            'matrix_elbo', 'log_mask_jump', 'reveal_probability', 'check_reachable', 'absorbing_kl', 'log_reveal',
            'no_mask', 'MaskJumps', 'Absorbing', 'gaussian_steps', 'gaussian_Q', 'log_product', 'product_log',
-           'tilted_product', 'Walk', 'GaussianTable', 'DiscretizedGaussian', 'knn_graph', 'nearest_Q', 'first_terms',
-           'ShortWalk', 'GraphTable', 'NearestNeighbour', 'logistic_logits', 'hybrid_loss', 'hybrid', 'terminal_tv',
-           'calibrate', 'information', 'information_schedule']
+           'tilted_product', 'Walk', 'turned_rows', 'GaussianTable', 'DiscretizedGaussian', 'knn_graph', 'nearest_Q',
+           'first_terms', 'series_mix', 'ahead', 'ShortWalk', 'GraphTable', 'NearestNeighbour', 'logistic_logits',
+           'hybrid_loss', 'hybrid', 'terminal_tv', 'calibrate', 'information', 'information_schedule']
 
 # %% ../nbs/07_d3pm.ipynb #82faa3ec
 import copy
@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from .core import (INTEGERS, ClassError, DataError, DtypeError, Process, Schedule, ScheduleError, ShapeError, at, check_classes,
-                              check_finite, check_logits, check_t, device_of, kl_categorical, moved)
-from .multinomial import Categorical, checked_step, keep_or_redraw, kept
+from .core import (INTEGERS, ClassError, DataError, DiscdiffError, DtypeError, Process, Schedule,
+                              ScheduleError, ShapeError, at, check_classes, check_finite, check_logits, check_t,
+                              checked, device_of, kl_categorical, moved, randint)
+from .multinomial import Categorical, checked_step, keep_or_redraw, kept, weighted_cross_entropy
 
 # %% ../nbs/07_d3pm.ipynb #d9b736a5
 def uniform_Q(
@@ -40,6 +41,7 @@ def absorbing_Q(
     beta = schedule.beta[:, None, None]
     return (1 - beta) * torch.eye(K, dtype=torch.float64) + beta * (torch.arange(K) == K - 1)
 
+@checked
 def log_q_path(
     path: Tensor, # (..., T+1) classes x_0, ..., x_T of one position
     Q: Tensor, # (T+1, K, K) one-step matrices
@@ -56,14 +58,17 @@ def Q_bar(
     for Q_t in Q[1:]: out.append(out[-1] @ Q_t)
     return torch.stack(out)
 
+@checked
 def matrix_posterior(
     x0: Tensor, # (B,) clean classes
     x_t: Tensor, # (B,) noisy classes
     t: int, # time, 1..T
     Q: Tensor, # (T+1, K, K) one-step matrices
 ) -> Tensor: # (B, K) q(x_{t-1} | x_t, x_0)
-    "Column of Q_t times row of Q_bar_{t-1}, divided by their sum (D7)."
+    "Column of Q_t times row of Q_bar_{t-1}, divided by their sum (D7). Raises ClassError."
     bar = Q_bar(Q)
+    never = bar[t][x0, x_t] == 0
+    if never.any(): raise ClassError(f'x_t = {x_t[never].tolist()} cannot come of x0 = {x0[never].tolist()} in {t} steps: give pairs that can')
     return Q[t].T[x_t] * bar[t - 1][x0] / bar[t][x0, x_t][:, None]
 
 # %% ../nbs/07_d3pm.ipynb #e3626626
@@ -86,6 +91,7 @@ def matrix_likelihood(
     return prior
 
 # %% ../nbs/07_d3pm.ipynb #b50aff41
+@checked
 def matrix_elbo(
     x0: Tensor, # () one clean class
     steps: Tensor, # (T+1, K, K) reverse steps, row x_t, column x_{t-1}; entry 0 unused
@@ -93,14 +99,16 @@ def matrix_elbo(
     prior: Tensor, # (K,) p(x_T)
 ) -> Tensor: # () nats
     "The negative ELBO of one position: prior matching, T - 1 divergences, reconstruction (D11)."
-    bar, x_t = Q_bar(Q), torch.arange(Q.shape[1])
+    bar = Q_bar(Q)
     L = kl_categorical(bar[-1][x0].log(), prior.log())
     for t in range(2, len(Q)):
-        kl = kl_categorical(matrix_posterior(x0.expand(len(x_t)), x_t, t, Q).log(), steps[t].log())
-        L = L + bar[t][x0] @ kl
-    return L - bar[1][x0] @ steps[1][:, x0].log()
+        x_t = bar[t][x0].nonzero().squeeze(1) # what can be met at t
+        kl = kl_categorical(matrix_posterior(x0.expand(len(x_t)), x_t, t, Q).log(), steps[t][x_t].log())
+        L = L + bar[t][x0, x_t] @ kl
+    return L - torch.xlogy(bar[1][x0], steps[1][:, x0]).sum()
 
 # %% ../nbs/07_d3pm.ipynb #b0673348
+@checked
 def log_mask_jump(
     x_s: Tensor, # classes, any shape that broadcasts
     x_t: Tensor, # classes, any shape that broadcasts
@@ -115,21 +123,25 @@ def reveal_probability(
     alpha_bar_t: Tensor, # left at the later time, float64
 ) -> Tensor: # probability, 0..1
     "The chance that a position masked at t was visible at s: (alpha_bar_s - alpha_bar_t) / (1 - alpha_bar_t) (K19, U6)."
-    return (alpha_bar_s - alpha_bar_t) / (1 - alpha_bar_t)
+    w = (alpha_bar_s - alpha_bar_t) / (1 - alpha_bar_t)
+    return torch.where(alpha_bar_s == 1, 1., w) # nothing is masked at s: the limit where alpha_bar_t is 1, too
 
 # %% ../nbs/07_d3pm.ipynb #5aaa2a27
+@checked
 def check_reachable(
     x0: Tensor, # (B, ...) clean classes, no mask
     x_t: Tensor, # (B, ...) noisy classes
     mask_id: int, # class of the mask
 ) -> Tensor: # (B, ...) whether x_t is blank
     "Raise DtypeError, ShapeError or ClassError unless x_t is x0 or the mask everywhere."
-    if x_t.dtype not in INTEGERS: raise DtypeError(f'x_t has dtype {x_t.dtype}; classes are integers: use x_t.long()')
+    if x_t.dtype not in INTEGERS: raise DtypeError(f'x_t has dtype {x_t.dtype}; classes are integers 0..{mask_id}')
     if x_t.shape != x0.shape: raise ShapeError(f'x_t {tuple(x_t.shape)} and x0 {tuple(x0.shape)} must have one shape')
     blank, other = x_t == mask_id, x_t != x0
     if torch.equal(blank, other): return blank
     raise ClassError(f'{int((blank != other).sum())} positions of x_t are neither x0 nor the mask {mask_id}; absorbing noise cannot produce them')
 
+# %% ../nbs/07_d3pm.ipynb #c2f10e6b
+@checked
 def absorbing_kl(
     logits_x0: Tensor, # (B, ..., K) the network's logits; the mask's is ignored
     x0: Tensor, # (B, ...) clean classes, no mask
@@ -138,11 +150,13 @@ def absorbing_kl(
 ) -> Tensor: # (B,) nats
     "KL of the two posteriors under absorbing noise: w times the sum of -log p(x_0) over the blanks (U6)."
     rows = blank.flatten().nonzero().squeeze(1)
-    logits, right = logits_x0.flatten(0, -2).index_select(0, rows), x0.flatten().index_select(0, rows).long()
+    logits, right = logits_x0.flatten(0, -2).index_select(0, rows), x0.flatten().index_select(0, rows)
     nll = F.cross_entropy(logits.index_fill_(1, rows.new_full((1,), logits.shape[1] - 1), -math.inf), right, reduction='none')
-    return w.to(nll) * nll.new_zeros(blank.numel()).index_copy(0, rows, nll).view(len(blank), -1).sum(1)
+    nll = nll.new_zeros(blank.numel()).index_copy(0, rows, nll).view(len(blank), -1).sum(1)
+    return torch.where(w > 0, w * nll.double(), 0.).to(nll) # a step that reveals nothing costs nothing, 0 times infinity
 
 # %% ../nbs/07_d3pm.ipynb #6fde1bca
+@checked
 def log_reveal(
     log_p_x0: Tensor, # (B, ..., K) log-probabilities of x_0, -inf at the mask
     x_t: Tensor, # (B, ...) noisy classes
@@ -150,8 +164,8 @@ def log_reveal(
 ) -> Tensor: # (B, ..., K) log-probabilities of x_s
     "Copy what is visible; fill a blank with probability w from p(x_0), else leave it blank (K16, K17 for the mask)."
     is_class = torch.arange(log_p_x0.shape[-1], device=x_t.device)
-    w = w.to(log_p_x0)[..., None]
-    blank = torch.where(is_class == len(is_class) - 1, (1 - w).log(), w.log() + log_p_x0)
+    log_w, log_rest = (p[..., None].log().to(log_p_x0) for p in (w, 1 - w)) # 1 - w in w's own precision
+    blank = torch.where(is_class == len(is_class) - 1, log_rest, log_w + log_p_x0)
     visible = torch.where(is_class == x_t[..., None], 0., -math.inf).to(log_p_x0)
     return torch.where(x_t[..., None] == len(is_class) - 1, blank, visible)
 
@@ -190,11 +204,11 @@ class Absorbing(MaskJumps):
     def q_posterior(self, x0, x_t, t, s=None):
         s = checked_step(self, x_t, t, s, x0)
         check_reachable(x0, x_t, self.mask_id)
-        return log_reveal(F.one_hot(x0.long(), self.K).double().log(), x_t, self.w(s, t, x_t.ndim))
+        return log_reveal(F.one_hot(x0, self.K).double().log(), x_t, self.w(s, t, x_t.ndim))
     def p_posterior(self, out, x_t, t, s=None):
         s = checked_step(self, x_t, t, s)
-        out = check_logits(out, x_t, self.K)
-        return check_finite(log_reveal(no_mask(out).log_softmax(-1), x_t, self.w(s, t, x_t.ndim)), 'p_posterior')
+        log_p_x0 = no_mask(check_logits(out, x_t, self.K).double()).log_softmax(-1)
+        return check_finite(log_reveal(log_p_x0, x_t, self.w(s, t, x_t.ndim)), 'p_posterior')
     def L_t(self, out, x0, x_t, t):
         check_classes(x0, self.classes), check_t(t, self.T)
         if len(t) != len(x_t): raise ShapeError(f't has shape {tuple(t.shape)} for {len(x_t)} examples; give one time per example')
@@ -276,11 +290,11 @@ class Walk(Categorical):
         return torch.arange(self.K, device=s.device).expand(len(s), -1)
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
     def prior(self, shape, generator=None):
-        return torch.randint(self.K, shape, generator=generator, device=generator.device if generator else None)
+        return randint(0, self.K, shape, generator, device_of(generator))
     def p_posterior(self, out, x_t, t, s=None):
         return super().p_posterior(check_logits(out, x_t, self.K).double(), x_t, t, s)
     def log_mix(self, log_p, s):
-        flat, first = log_p.reshape(len(s), -1, self.K), (s == 0)[:, None]
+        flat, first = log_p.reshape(len(s), math.prod(log_p.shape[1:-1]), self.K), (s == 0)[:, None]
         mixed = self.spread(flat.exp(), s)
         low = (mixed < FLOOR).any(-1) & ~first
         log_mixed = torch.where((low | first)[..., None], 1., mixed).log()
@@ -293,6 +307,18 @@ class Walk(Categorical):
         size = max(1, 2 ** 22 // self.K ** 2)
         Q_bar = lambda u: self.log_row(self.every(u), 0 * u, u).exp()
         return torch.cat([q @ Q_bar(u) for q, u in zip(p.split(size), s.split(size))])
+
+# %% ../nbs/07_d3pm.ipynb #6c0d92fa
+@checked
+def turned_rows(
+    half: Tensor, # (T+1, (K+1)//2, K) the first half of the rows of matrices that turning the scale around does not change
+    x: Tensor, # (B, ...) classes
+    t: Tensor, # (B,) times 0..T
+) -> Tensor: # (B, ..., K) row x of matrix t
+    "Rows of the second half are those of the first, read backwards (K19)."
+    b, near = torch.arange(len(t), device=t.device).reshape(-1, *[1] * (x.ndim - 1)), torch.minimum(x, half.shape[2] - 1 - x)
+    rows = half[t][b, near]
+    return torch.where((x == near)[..., None], rows, rows.flip(-1))
 
 # %% ../nbs/07_d3pm.ipynb #e49de26e
 class GaussianTable(Walk):
@@ -321,18 +347,15 @@ class GaussianTable(Walk):
 # %% ../nbs/07_d3pm.ipynb #d79ea7f3
 class DiscretizedGaussian(GaussianTable):
     "Ordered classes that jump like a Gaussian, scaled with K (Austin et al. 2021, A.2.3; K19). Raises ScheduleError, ClassError."
-    def rows(self, half, x, t): # (B, ..., K) rows x of Q_bar_t, from half of them, in the table of that name
-        b, near = torch.arange(len(t), device=t.device).reshape(-1, *[1] * (x.ndim - 1)), torch.minimum(x, self.K - 1 - x)
-        rows = moved(self, x, half)[0][t][b, near]
-        return torch.where((x == near)[..., None], rows, rows.flip(-1))
     def log_steps(self, x, t): # (B, ..., K) log q(x_t | x_{t-1} = x)
         n = (x[..., None] - torch.arange(self.K, device=x.device)).abs()
         stay, jump = (table[t].reshape(len(t), *[1] * (x.ndim - 1), self.K) for table in moved(self, x, 'log_stay', 'log_jump'))
         return torch.where(n == 0, stay, jump.expand(n.shape).gather(-1, n))
     def log_row(self, x_s, s, t):
         if s.any(): return self.pairs(x_s, s, t, False)
-        log_Q, far = self.rows('half', x_s, t).log(), t < len(self.log_half)
-        if far.any(): log_Q[far] = self.rows('log_half', x_s[far], t[far])
+        half, log_half = moved(self, x_s, 'half', 'log_half')
+        log_Q, far = turned_rows(half, x_s, t).log(), t < len(log_half)
+        if far.any(): log_Q[far] = turned_rows(log_half, x_s[far], t[far])
         return log_Q
     def log_column(self, x_t, s, t): return self.log_steps(x_t, t) if (s == t - 1).all() else self.pairs(x_t, s, t, True)
     def pairs(self, x, s, t, turned): # rows or, turned, columns at any two times: one matrix for each pair that occurs
@@ -357,6 +380,7 @@ def knn_graph(
     G = torch.zeros_like(distance).scatter_(1, distance.topk(k, largest=False).indices, 1.)
     return (G + G.T) / (2 * k)
 
+# %% ../nbs/07_d3pm.ipynb #8b1f4a27
 def nearest_Q(
     schedule: Schedule, # noise levels
     A: Tensor, # (K, K) symmetric weights, as of knn_graph
@@ -365,9 +389,10 @@ def nearest_Q(
     tau, c, K = -schedule.alpha.log(), A.sum(1).max(), len(A)
     halvings = (4 * c * tau.where(tau < math.inf, 0)).log2().ceil().clamp(min=0)
     h = (tau.where(tau < math.inf, 0) / 2 ** halvings)[:, None, None]
-    term = Q = torch.eye(K, dtype=torch.float64).expand(len(tau), K, K)
+    P, term = A + torch.diag(c - A.sum(1)), torch.eye(K, dtype=torch.float64).expand(len(tau), K, K)
+    Q = term
     for n in range(1, 2 * K + 30):
-        term = term @ (A + torch.diag(c - A.sum(1))) * (h / n)
+        term = term @ P * (h / n)
         Q = Q + term
         if n >= 14 and (term.amax((1, 2)) <= 1e-16 * Q.amin((1, 2)))[tau > 0].all(): break
     Q = Q * (-c * h).exp()
@@ -398,6 +423,31 @@ def first_terms(
         m = i - d[at_i]
         rho[((m - 1).long(), *at_i)] = (power / first)[at_i] * c ** m * (torch.lgamma(i - m + 1) - math.lgamma(i + 1)).exp()
     return d, log_first, rho
+
+# %% ../nbs/07_d3pm.ipynb #9a3d5e70
+def series_mix(
+    p: Tensor, # (B, n, K) rows
+    P: Tensor, # (K, K) numbers that are not negative
+    tau: Tensor, # (B,) times
+    terms: int, # how many terms of the series after the first
+) -> Tensor: # (B, n, K) p e^(tau P)
+    "The exponential series on rows: terms K^2 multiplications a row (K19)."
+    term = total = p
+    for i in range(1, terms + 1):
+        term = term @ P * (tau / i)[:, None, None]
+        total = total + term
+    return total
+
+# %% ../nbs/07_d3pm.ipynb #41c7be05
+def ahead(
+    p: Tensor, # (B, n, K) rows
+    used: Tensor, # (B, L) which of the matrices each example meets
+    levels: Tensor, # (L, K, K) matrices
+) -> Tensor: # (B, n, K) p times the matrices that its example meets
+    "Rows through some of several matrices (K19)."
+    for Q, here in zip(levels, used.T):
+        if here.any(): p = p.index_put((here,), p[here] @ Q)
+    return p
 
 # %% ../nbs/07_d3pm.ipynb #1c9b7e02
 def _rest(a, n):
@@ -431,15 +481,6 @@ class ShortWalk(Walk):
         more = torch.zeros_like(row(d) * tau)
         for rho_m in rho.flip(0): more.add_(row(rho_m)).mul_(tau)
         return more.log1p_().add_(row(log_first)).add_(torch.special.xlogy(row(d), tau)).sub_(self.rate * tau)
-    def short_mix(self, p, tau): # (B, n, K) p e^(tau R): few rows by the series, more of them by the matrix
-        if p.shape[1] > 16:
-            size = max(1, 2 ** 22 // self.K ** 2)
-            return torch.cat([q @ self.short(None, u).exp() for q, u in zip(p.split(size), tau.split(size))])
-        P, term, total = moved(self, p, 'P')[0], p, p
-        for i in range(1, len(self.rho) + int(self.d.max()) + 1):
-            term = term @ P * (tau / i)[:, None, None]
-            total = total + term
-        return total * (-self.rate * tau).exp()[:, None, None]
 
 # %% ../nbs/07_d3pm.ipynb #7e20b9d3
 class GraphTable(ShortWalk):
@@ -457,23 +498,19 @@ class GraphTable(ShortWalk):
         powers = 2 ** torch.arange(len(self.levels), device=tau.device)
         units = (tau / self.unit).clamp(max=2 ** len(powers) - 1).floor()
         return (tau - units * self.unit).clamp(0, self.unit), (units.long()[:, None] & powers) > 0
-    def ahead(self, p, used, levels): # (B, n, K) rows p after the walks that each example uses
-        for Q, here in zip(levels, used.T):
-            if here.any(): p = p.index_put((here,), p[here] @ Q)
-        return p
     def log_ahead(self, log_p, used): # the same of logs; in log space where a walk of the table underflows
         (levels, logs), n = moved(self, log_p, 'levels', 'log_levels'), len(self.log_levels)
         for Q, log_Q, here in zip(levels, logs, used.T):
             if here.any(): log_p[here] = product_log(log_p[here].flatten(0, 1), Q, log_Q).unflatten(0, (-1, log_p.shape[1]))
         here = used[:, n:].any(1)
-        if here.any(): log_p[here] = self.ahead(log_p[here].exp(), used[here, n:], levels[n:]).log()
+        if here.any(): log_p[here] = ahead(log_p[here].exp(), used[here, n:], levels[n:]).log()
         return log_p
 
 # %% ../nbs/07_d3pm.ipynb #c4417fce
 class NearestNeighbour(GraphTable):
     "Classes that walk on a k-nearest-neighbour graph (Austin et al. 2021, A.2.4; K19). Raises DataError, ShapeError, ScheduleError."
     def log_row(self, x_s, s, t):
-        tau, x = at(self.tau, t, 1) - at(self.tau, s, 1), x_s.reshape(len(s), -1)
+        tau, x = at(self.tau, t, 1) - at(self.tau, s, 1), x_s.reshape(len(s), math.prod(x_s.shape[1:]))
         whole = x.shape[1] > self.K # the whole matrix once, then its rows
         rest, used = self.digits(tau)
         log_Q = self.log_ahead(self.short(None if whole else x, rest), used)
@@ -485,8 +522,14 @@ class NearestNeighbour(GraphTable):
         if p.shape[1] > self.K: return super().spread(p, s)
         tau = at(self.tau, s, 1)
         rest, used = self.digits(tau)
-        p = self.ahead(self.short_mix(p, rest), used, moved(self, p, 'levels')[0])
+        p = ahead(self.short_mix(p, rest), used, moved(self, p, 'levels')[0])
         return torch.where(tau[:, None, None] < math.inf, p, p.sum(-1, keepdim=True) / self.K)
+    def short_mix(self, p, tau): # p e^(tau R), tau at most one unit: very few rows by the series, more by the matrix
+        if p.shape[1] <= 16:
+            terms = len(self.rho) + int(self.d.max())
+            return series_mix(p, moved(self, p, 'P')[0], tau, terms) * (-self.rate * tau).exp()[:, None, None]
+        size = max(1, 2 ** 22 // self.K ** 2)
+        return torch.cat([q @ self.short(None, u).exp() for q, u in zip(p.split(size), tau.split(size))])
 
 # %% ../nbs/07_d3pm.ipynb #f032949e
 def logistic_logits(
@@ -501,6 +544,7 @@ def logistic_logits(
     return -sum(torch.logaddexp(x, -x) for x in (half_a + half_h, half_a - half_h))
 
 # %% ../nbs/07_d3pm.ipynb #f7a5b27b
+@checked
 def hybrid_loss(
     process: Process, # one whose network returns logits of x_0
     out: Tensor, # (B, ..., K) the network's logits
@@ -510,18 +554,18 @@ def hybrid_loss(
     weight: float, # lambda, on the cross-entropy
 ) -> Tensor: # (B,) nats
     "The bound's term plus lambda times the cross-entropy of x_0 (Austin et al. 2021, eq. 5; D11). Raises the errors of L_t."
-    L_t, logits = process.L_t(out, x0, x_t, t), check_logits(out, x_t, process.K)[..., :process.classes]
-    ce = F.cross_entropy(logits.flatten(0, -2), x0.flatten().long(), reduction='none')
-    return L_t + weight * ce.view_as(x0).flatten(1).sum(-1)
+    return process.L_t(out, x0, x_t, t) + weighted_cross_entropy(process, out, x0, x_t, weight)
 
 def hybrid(
-    process: Process, # any of this chapter's
+    process: Categorical, # any of this chapter's, or one that is a hybrid or reweighted already
     weight: float, # lambda, on the cross-entropy, 0 or above
-) -> Process: # the same process, another loss
-    "A copy that trains on hybrid_loss; bound and sampler stay (D11). Raises ScheduleError."
-    if not weight >= 0: raise ScheduleError(f'the weight of the cross-entropy is {weight}; it must be 0 or above')
+) -> Categorical: # the same process, with lambda times the cross-entropy added to its loss
+    "A copy that trains on hybrid_loss; bound and sampler stay (D11). Raises ScheduleError, DiscdiffError."
+    if not isinstance(process, Categorical):
+        raise DiscdiffError(f'hybrid needs a network that returns logits of x_0, as {type(process).__name__} does not')
+    if not 0 <= weight < math.inf: raise ScheduleError(f'the weight of the cross-entropy is {weight}; it must be 0 or above, and finite')
     mixed = copy.copy(process)
-    mixed.loss = lambda out, x0, x_t, t: hybrid_loss(process, out, x0, x_t, t, weight)
+    mixed.hybrid_weight = process.hybrid_weight + weight
     return mixed
 
 # %% ../nbs/07_d3pm.ipynb #67ba0c0e
