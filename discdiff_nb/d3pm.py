@@ -489,18 +489,18 @@ class GraphTable(ShortWalk):
         super().__init__(embeddings, schedule, k)
         log_Q = self.short(None, torch.tensor([self.unit], dtype=torch.float64))[0]
         Q, levels, logs, longest = log_Q.exp(), [], [], self.tau[self.tau < math.inf].max()
-        while self.unit * 2 ** len(levels) <= longest and (not levels or Q.max() - Q.min() > 1e-16):
+        while not levels or (self.unit * 2 ** len(levels) <= longest and Q.max() - Q.min() > 1e-16):
             levels.append(Q)
             if Q.min() < FLOOR: logs, log_Q = logs + [log_Q], log_product(log_Q, log_Q)
             Q = Q @ Q
-        self.levels, self.log_levels = (torch.stack(a) if a else torch.empty(0, *Q.shape).to(Q) for a in (levels, logs))
+        self.levels, self.log_levels, self.far = torch.stack(levels), torch.stack(logs or [log_Q]), len(logs)
     def digits(self, tau): # (B,) time left below one unit; (B, levels) which walks of the table make up the rest
         powers = 2 ** torch.arange(len(self.levels), device=tau.device)
         units = (tau / self.unit).clamp(max=2 ** len(powers) - 1).floor()
         return (tau - units * self.unit).clamp(0, self.unit), (units.long()[:, None] & powers) > 0
     def log_ahead(self, log_p, used): # the same of logs; in log space where a walk of the table underflows
-        (levels, logs), n = moved(self, log_p, 'levels', 'log_levels'), len(self.log_levels)
-        for Q, log_Q, here in zip(levels, logs, used.T):
+        (levels, logs), n = moved(self, log_p, 'levels', 'log_levels'), self.far
+        for Q, log_Q, here in zip(levels, logs[:n], used.T):
             if here.any(): log_p[here] = product_log(log_p[here].flatten(0, 1), Q, log_Q).unflatten(0, (-1, log_p.shape[1]))
         here = used[:, n:].any(1)
         if here.any(): log_p[here] = ahead(log_p[here].exp(), used[here, n:], levels[n:]).log()
