@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .core import (INTEGERS, ClassError, DataError, DiscdiffError, DtypeError, Process, Schedule,
                               ScheduleError, ShapeError, at, check_classes, check_finite, check_logits, check_t,
-                              checked, device_of, kl_categorical, moved, randint)
+                              checked, device_of, kl_categorical, moved, randint, sum_positions)
 from .multinomial import Categorical, checked_step, keep_or_redraw, kept, weighted_cross_entropy
 
 # %% ../nbs/07_d3pm.ipynb #d9b736a5
@@ -152,7 +152,7 @@ def absorbing_kl(
     rows = blank.flatten().nonzero().squeeze(1)
     logits, right = logits_x0.flatten(0, -2).index_select(0, rows), x0.flatten().index_select(0, rows)
     nll = F.cross_entropy(logits.index_fill_(1, rows.new_full((1,), logits.shape[1] - 1), -math.inf), right, reduction='none')
-    nll = nll.new_zeros(blank.numel()).index_copy(0, rows, nll).view(len(blank), -1).sum(1)
+    nll = sum_positions(nll.new_zeros(blank.numel()).index_copy(0, rows, nll).view_as(blank))
     return torch.where(w > 0, w * nll.double(), 0.).to(nll) # a step that reveals nothing costs nothing, 0 times infinity
 
 # %% ../nbs/07_d3pm.ipynb #6fde1bca
@@ -291,8 +291,6 @@ class Walk(Categorical):
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
     def prior(self, shape, generator=None):
         return randint(0, self.K, shape, generator, device_of(generator))
-    def p_posterior(self, out, x_t, t, s=None):
-        return super().p_posterior(check_logits(out, x_t, self.K).double(), x_t, t, s)
     def log_mix(self, log_p, s):
         flat, first = log_p.reshape(len(s), math.prod(log_p.shape[1:-1]), self.K), (s == 0)[:, None]
         mixed = self.spread(flat.exp(), s)

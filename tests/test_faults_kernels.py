@@ -327,7 +327,7 @@ def test_hybrid_is_for_classes():
         with pytest.raises(ScheduleError, match='0 or above'): hybrid(Absorbing(4, reciprocal_schedule(5)), weight)
 
 
-@pytest.mark.parametrize('name', NAMES[1:])
+@pytest.mark.parametrize('name', NAMES)
 def test_float32_says_what_float64_says(name):
     "1e-3 of the number or 1e-7 nats, or infinite in both; also with struck out classes, at both ends of 1000 steps."
     process = process_of(name, 6, 1000)
@@ -377,3 +377,14 @@ def test_continuous_bound_one_generator_for_each_and_evaluation_mode():
     a, b = nll_by_masks(net, x0, 5), nll_by_masks(net, x0, 5)
     assert torch.equal(a, b) and torch.equal(order_nll(net, x0[0], 5), order_nll(net, x0[0], 5)) and net.training and net.drop.training
     with pytest.raises(ShapeError, match='generator'): continuous_elbo(process, net, x0, 4, one()[:2])
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_one_position_per_example(name):
+    "x0 of shape (B,) gives what (B, 1) gives."
+    process, g = process_of(name, 6), torch.Generator().manual_seed(0)
+    x0, t, s = torch.tensor([0, 3, 4]), torch.tensor([1, 3, 4]), torch.tensor([0, 2, 1])
+    x_t = process.q_sample(x0, t, g)
+    logits = torch.randn(3, 6, generator=g)
+    flat, column = everything(process, x0, x_t, t, s, logits), everything(process, x0[:, None], x_t[:, None], t, s, logits[:, None])
+    same({k: v.reshape(-1) for k, v in flat.items()}, {k: v.reshape(-1) for k, v in column.items()})
