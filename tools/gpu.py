@@ -289,16 +289,18 @@ def text_results(job, process, model, data, small):
 RESULTS = 35  # seconds of a full job that are left for what follows the training
 
 
-def affordable(job, process, net, data):
-    "The job with as many steps as its minutes allow here, by the time of a few steps; all of them on an H100."
+def affordable(job, process, shape, data):
+    "The job with as many steps as its minutes allow on this machine, by the time of a few steps."
     settings = dict(batch_size=job.batch_size, lr=job.lr, cond=data[1], mixed_precision=job.mixed_precision)
-    fit(process, net, data[0], 5, **settings)  # compiles, and warms up
-    started = time.time()
-    fit(process, net, data[0], 40, **settings)
-    each = (time.time() - started) / 40
-    steps = min(job.steps, int((60 * job.minutes - RESULTS) / each))
+    def seconds(steps):
+        net, started = network(job, process, shape), time.time()
+        fit(process, net, data[0], steps, **settings)
+        return time.time() - started
+    seconds(5)  # compiles, and warms up
+    each = (seconds(35) - seconds(5)) / 30  # what fit does once is in both
+    steps = min(job.steps, max(1, int((60 * job.minutes - RESULTS) / each)))
     print(f'{job.name}: {1000 * each:.1f} ms a step, {steps} of {job.steps} steps', flush=True)
-    return replace(job, steps=max(steps, 1))
+    return replace(job, steps=steps)
 
 
 def run_job(job, out):
@@ -310,7 +312,7 @@ def run_job(job, out):
     folder = out / 'running' / job.name
     resume = (folder / 'checkpoint.safetensors').is_file()
     if resume: job = Job(**json.loads((folder / 'job.json').read_text()))
-    elif not small: job = affordable(job, process, network(job, process, shape), data)
+    elif not small: job = affordable(job, process, shape, data)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'job.json').write_text(json.dumps(asdict(job)))
     net = network(job, process, shape)
