@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""The queue of `full` jobs: one GPU, one network at a time, at most three minutes each, safe to kill at any moment.
+"""The queue of `full` jobs: one GPU, one network at a time, at most three minutes each, and safe
+to kill at any moment.
 
   python tools/gpu.py list --out OUT                what is done, what is missing, planned minutes
-  python tools/gpu.py pack data.tar.xz              what the jobs read, from DISCDIFF_DATA, in one file
+  python tools/gpu.py pack data.tar.xz              write what the jobs read into one file
   python tools/gpu.py run --minutes 12 --data data.tar.xz --out OUT
                                                     the next jobs, as many as fit into 12 minutes
 
 A job leaves OUT/NAME.json (settings, losses, bound, where it ran) and OUT/NAME.safetensors
 (weights in half precision and samples). A job that was cut off goes on from its last checkpoint.
-Needs torch, numpy, einops, safetensors, scikit-learn, tqdm, accelerate, and this repository; no network."""
+Needs torch, numpy, einops, safetensors, scikit-learn, tqdm, accelerate, and this repository;
+no network."""
 import argparse
 import gzip
 import io
@@ -83,7 +85,12 @@ def neighbour(K, T):
 
 def strengths(T): return (0.06, 0.99) if T <= 100 else (0.012, 0.7)
 def ddpm(K, T): return Gaussian(K, linear_schedule(T, 0.1 / T, 20 / T))
-def on_the_bound(process): return type('OnTheBound', (Gaussian,), {'loss': Gaussian.L_t})(process.K, process.schedule)
+
+
+class OnTheBound(Gaussian):
+    "The DDPM, trained on the bound instead of L_simple."
+    def loss(self, out, x0, x_t, t): return self.L_t(out, x0, x_t, t)
+
 
 
 KERNELS = {
@@ -91,7 +98,7 @@ KERNELS = {
     'uniform': lambda K, T: Multinomial(K, cosine_schedule(T)),
     'ordinal': ordinal,
     'neighbour': neighbour,
-    'Gaussian': lambda K, T: on_the_bound(ddpm(K, T)),
+    'Gaussian': lambda K, T: OnTheBound(K, linear_schedule(T, 0.1 / T, 20 / T)),
     'Gaussian-simple': ddpm,
     'autoregressive': lambda K, T: Chain(K),
 }
@@ -107,27 +114,28 @@ TINY_WORDS = dict(width=16, depth=1, heads=2, dropout=0., local=4)
 def image_job(kernel, K=16):
     "Fashion-MNIST for 20 epochs, the setting of source A."
     name = f'fashion_mnist_full_{kernel}_{K}'
-    return Job(name, 'fashion_mnist', kernel, K, UNET, steps=4700, batch_size=256, lr=1.5e-3, minutes=2.2)
+    return Job(name, 'fashion_mnist', kernel, K, UNET,
+               steps=4700, batch_size=256, lr=1.5e-3, minutes=2.2)
 
 
 def text_job(kernel):
     "Up to five passes over 88 novels."
     name = f'text_full_novels27_{kernel}'
-    return Job(name, 'novels27', kernel, 27, WORDS, steps=12000, batch_size=128, lr=1.5e-3, minutes=2.5)
+    return Job(name, 'novels27', kernel, 27, WORDS,
+               steps=12000, batch_size=128, lr=1.5e-3, minutes=2.5)
 
 
 def tiny(job):
     "The same path in seconds."
     images = job.data == 'fashion_mnist'
-    changes = dict(name=job.name.replace('full', 'tiny'), data='digits' if images else 'help', T=100,
-                   K={16: 5, 256: 9}[job.K] if images else 27, net=TINY_UNET if images else TINY_WORDS,
-                   steps=6, batch_size=8, minutes=0.1)
+    changes = dict(name=job.name.replace('full', 'tiny'), T=100, steps=6, batch_size=8, minutes=0.1)
+    if images: changes |= dict(data='digits', K={16: 5, 256: 9}[job.K], net=TINY_UNET)
+    else: changes |= dict(data='help', net=TINY_WORDS)
     return Job(**{**asdict(job), **changes})
 
 
-JOBS = [image_job('absorbing'), image_job('uniform'), text_job('absorbing'), image_job('ordinal'),
-        image_job('Gaussian-simple'), text_job('autoregressive'), image_job('Gaussian'),
-        image_job('neighbour'), text_job('uniform'), image_job('absorbing', 256), image_job('uniform', 256)]
+JOBS = [*map(image_job, IMAGES), *map(text_job, TEXTS),
+        image_job('absorbing', 256), image_job('uniform', 256)]
 
 
 # data: one file that holds what the jobs read
@@ -142,10 +150,11 @@ def pack(path, root):
     with tarfile.open(path, 'w:xz', preset=9) as tar:
         for folder, names in PACKED.items():
             for name in names:
-                source = root / folder / name
-                if not source.is_file() and not source.with_name(name + '.gz').is_file():
-                    raise SystemExit(f'gpu.py pack: {source} is absent; set DISCDIFF_DATA to a folder that holds {folder}/')
-                content = source.read_bytes() if source.is_file() else gzip.decompress(source.with_name(name + '.gz').read_bytes())
+                plain, zipped = root / folder / name, root / folder / f'{name}.gz'
+                if plain.is_file(): content = plain.read_bytes()
+                elif zipped.is_file(): content = gzip.decompress(zipped.read_bytes())
+                else: raise SystemExit(f'gpu.py pack: {plain} is absent; remedy: set DISCDIFF_DATA '
+                                       f'to a folder that holds {folder}/')
                 entry = tarfile.TarInfo(f'{folder}/{name}')
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
@@ -176,7 +185,8 @@ def network(job, process, shape):
     torch.manual_seed(job.seed)
     if len(shape) == 1:
         causal = job.kernel == 'autoregressive'
-        return nets.Transformer(process.K, process.T, shape, rope=True, causal=causal, **job.net).to(device())
+        net = nets.Transformer(process.K, process.T, shape, rope=True, causal=causal, **job.net)
+        return net.to(device())
     real = isinstance(process, Gaussian)
     inout = dict(K=process.channels, real=True) if real else dict(K=process.K, levels=job.K)
     return nets.UNet(T=process.T, shape=shape, cond=dict(y=10), **inout, **job.net).to(device())
@@ -186,8 +196,9 @@ def data_of(job):
     "(training set, its conditions, held-out set, its conditions), on the device."
     if job.data in ('fashion_mnist', 'digits'):
         images = (fashion_mnist if job.data == 'fashion_mnist' else digits)(job.K)
-        x = [part.to(device()) for part in (images.train, images.train_labels, images.test, images.test_labels)]
-        return x[0], dict(y=x[1]), x[2], dict(y=x[3])
+        train, test = images.train.to(device()), images.test.to(device())
+        y_train, y_test = images.train_labels.to(device()), images.test_labels.to(device())
+        return train, dict(y=y_train), test, dict(y=y_test)
     text = novels27() if job.data == 'novels27' else help_text()
     D = 256 if job.data == 'novels27' else 32
     held_out = windows(text.test, D)
@@ -198,14 +209,15 @@ def data_of(job):
 def bits(process, model, x0, cond, n_t, label_bits, seed):
     "Upper bound in bits per dimension, that of each example, and where in time it is paid."
     generator = torch.Generator(x0.device).manual_seed(seed)
-    found = elbo(process, model, x0, min(n_t, process.T), generator, batch_size=max(1, 400_000 // x0[0].numel()), cond=cond)
-    D = x0[0].numel()
+    D, n_t = x0[0].numel(), min(n_t, process.T)
+    found = elbo(process, model, x0, n_t, generator, batch_size=max(1, 400_000 // D), cond=cond)
     each = found['each'] / (D * math.log(2)) + label_bits / D
     draws = found['count'].sum()
     paid = (found['L_t'] * found['count']).nan_to_num() * process.T / (draws * D * math.log(2))
     se = each.std().item() / len(each) ** 0.5
-    return dict(bits=each.mean().item(), se=se, n=len(x0), n_t=min(n_t, process.T),
-                each=[round(b, 4) for b in each.tolist()], paid=[round(b, 6) for b in paid.tolist()])
+    return dict(bits=each.mean().item(), se=se, n=len(x0), n_t=n_t,
+                each=[round(b, 4) for b in each.tolist()],
+                paid=[round(b, 6) for b in paid.tolist()])
 
 
 def classes(x, process):
@@ -229,25 +241,30 @@ def image_results(job, process, model, data, small):
     train, cond, test, test_cond = data
     measured = clipped(process) if isinstance(process, Gaussian) else process
     n_t = 36 if isinstance(process, Gaussian) else 12
-    part = slice(0, 40 if small else 10_000), slice(0, 20 if small else 3000)
     label = math.log2(10)
-    log = dict(test=bits(measured, model, test[part[0]], dict(y=test_cond['y'][part[0]]), n_t, label, job.seed),
-               train=bits(measured, model, train[part[1]], dict(y=cond['y'][part[1]]), n_t, label, job.seed))
+    def bound(x, y, n): return bits(measured, model, x[:n], dict(y=y[:n]), n_t, label, job.seed)
+    log = dict(test=bound(test, test_cond['y'], 40 if small else 10_000),
+               train=bound(train, cond['y'], 20 if small else 3000))
     log['train']['each'] = None
     n, shape = (20 if small else 500), test.shape[1:]
-    drawn = {f'drawn {calls}': draw(measured, model, shape, n, min(calls, process.T), 1) for calls in (10, 25, 50)}
-    drawn['drawn 250'] = draw(measured, model, shape, 2 * n, min(250, process.T), 1)
+    def drawn_by(process, n, calls, weight=None):
+        return draw(process, model, shape, n, min(calls, process.T), seed=1, weight=weight)
+    drawn = {f'drawn {calls}': drawn_by(measured, n, calls) for calls in (10, 25, 50)}
+    drawn['drawn 250'] = drawn_by(measured, 2 * n, 250)
     if isinstance(process, Gaussian):
-        drawn |= {f'ddim {calls}': draw(ddim(measured), model, shape, n, min(calls, process.T), 1) for calls in (10, 25, 50)}
+        drawn |= {f'ddim {calls}': drawn_by(ddim(measured), n, calls) for calls in (10, 25, 50)}
     if job.kernel == 'absorbing':
-        for weight in (1.5, 2., 3.): drawn[f'weight {weight:g}'] = draw(process, model, shape, n, min(50, process.T), 1, weight=weight)
+        for weight in (1.5, 2., 3.):
+            drawn[f'weight {weight:g}'] = drawn_by(process, n, 50, weight)
         x0, y = test[:40], test_cond['y'][:40]
         keep = torch.zeros_like(x0, dtype=torch.bool)
         keep[:, :shape[0] // 2] = True
         generator = torch.Generator(device()).manual_seed(3)
-        drawn['repaired'] = inpaint(process, partial(model, y=y), x0, keep, generator).to(torch.uint8).cpu()
-    chain = trajectory(measured, partial(model, y=torch.arange(20, device=device()) % 10), (20, *shape), min(60, process.T),
-                       torch.Generator(device()).manual_seed(2))
+        repaired = inpaint(process, partial(model, y=y), x0, keep, generator)
+        drawn['repaired'] = classes(repaired, process)
+    generator = torch.Generator(device()).manual_seed(2)
+    labelled = partial(model, y=torch.arange(20, device=device()) % 10)
+    chain = trajectory(measured, labelled, (20, *shape), min(60, process.T), generator)
     drawn['chain'] = torch.stack([classes(x, process) for _, x in chain])
     return log, drawn
 
@@ -255,7 +272,8 @@ def image_results(job, process, model, data, small):
 def thinned(kernel, schedule, model, steps):
     "The process that a run of so many steps goes through, and the network that it asks."
     times = torch.tensor(step_times(schedule.T, steps)[::-1], device=device())
-    return kernel(Schedule.from_alpha_bar(schedule.alpha_bar[times.cpu()])), lambda x_t, i: model(x_t, times[i])
+    process = kernel(Schedule.from_alpha_bar(schedule.alpha_bar[times.cpu()]))
+    return process, lambda x_t, i: model(x_t, times[i])
 
 
 def text_results(job, process, model, data, small):
@@ -268,7 +286,8 @@ def text_results(job, process, model, data, small):
     D, rows = test.shape[1], 4 if small else 128
     generator = torch.Generator(device()).manual_seed(1)
     if job.kernel == 'autoregressive':
-        return log | dict(rows=[decode(x) for x in nets.chain_sample(model, rows, generator).cpu()]), {}
+        log['rows'] = [decode(x) for x in nets.chain_sample(model, rows, generator).cpu()]
+        return log, {}
     kernels = {'absorbing': lambda s: Absorbing(28, s), 'uniform': lambda s: Multinomial(27, s)}
     for steps in (5, 20) if small else (20, 64, 256):
         few, asked = thinned(kernels[job.kernel], process.schedule, model, steps)
@@ -280,7 +299,8 @@ def text_results(job, process, model, data, small):
         gaps = []
         for i in range(0, len(test), max(1, len(test) // 8)):
             x0 = test[i].expand(3, D)
-            ways = inpaint(process, model, x0, keep.expand(3, D), torch.Generator(device()).manual_seed(i))
+            generator = torch.Generator(device()).manual_seed(i)
+            ways = inpaint(process, model, x0, keep.expand(3, D), generator)
             gaps.append([decode(test[i].cpu()), *(decode(way) for way in ways.cpu())])
         log['filled'] = gaps
     return log, {}
@@ -291,7 +311,8 @@ RESULTS = 35  # seconds of a full job that are left for what follows the trainin
 
 def affordable(job, process, shape, data):
     "The job with as many steps as its minutes allow on this machine, by the time of a few steps."
-    settings = dict(batch_size=job.batch_size, lr=job.lr, cond=data[1], mixed_precision=job.mixed_precision)
+    settings = dict(batch_size=job.batch_size, lr=job.lr, cond=data[1],
+                    mixed_precision=job.mixed_precision)
     def seconds(steps):
         net, started = network(job, process, shape), time.time()
         fit(process, net, data[0], steps, **settings)
@@ -317,18 +338,23 @@ def run_job(job, out):
     (folder / 'job.json').write_text(json.dumps(asdict(job)))
     net = network(job, process, shape)
     ready = time.time()
-    model, losses = fit(process, net, data[0], job.steps, folder, job.batch_size, job.lr, job.seed, save_every=1000,
-                        resume=resume, cond=data[1], drop=0.1 if data[1] else 0., mixed_precision=job.mixed_precision)
+    model, losses = fit(process, net, data[0], job.steps, folder, job.batch_size, job.lr, job.seed,
+                        save_every=1000, resume=resume, cond=data[1], drop=0.1 if data[1] else 0.,
+                        mixed_precision=job.mixed_precision)
     trained = time.time()
     state = halved(model.state_dict())
     restore(model, state)
     images = data[0].ndim == 3
     with torch.compiler.set_stance('force_eager'):
         log, drawn = (image_results if images else text_results)(job, process, model, data, small)
-    about = dict(seconds=dict(ready=ready - started, training=trained - ready, results=time.time() - trained), resumed=resume,
-                 parameters=sum(p.numel() for p in model.parameters()), **origin(job.seed, started, device()))
-    curve = [sum(part) / len(part) / math.log(2) for part in (losses[i:i + 50] for i in range(0, len(losses), 50))]
-    save_tensors(out / f'{job.name}.safetensors', {**{f'net.{k}': v for k, v in state.items()}, **drawn}, dict(job=asdict(job), **about))
+    seconds = dict(ready=ready - started, training=trained - ready, results=time.time() - trained)
+    parameters = sum(p.numel() for p in model.parameters())
+    about = dict(seconds=seconds, resumed=resume, parameters=parameters,
+                 **origin(job.seed, started, device()))
+    parts = [losses[i:i + 50] for i in range(0, len(losses), 50)]
+    curve = [sum(part) / len(part) / math.log(2) for part in parts]
+    tensors = {**{f'net.{k}': v for k, v in state.items()}, **drawn}
+    save_tensors(out / f'{job.name}.safetensors', tensors, dict(job=asdict(job), **about))
     temporary = out / f'{job.name}.json.tmp'
     temporary.write_text(json.dumps(dict(job=asdict(job), losses=curve, **log, **about)) + '\n')
     os.replace(temporary, out / f'{job.name}.json')
@@ -340,7 +366,8 @@ def choose(args):
     "The jobs that were asked for, at the size that was asked for."
     known = {job.name: job for job in JOBS}
     unknown = sorted(set(args.names) - set(known))
-    if unknown: raise SystemExit(f'gpu.py: no such job: {", ".join(unknown)}; there are {", ".join(known)}')
+    if unknown:
+        raise SystemExit(f'gpu.py: no such job: {", ".join(unknown)}; there are {", ".join(known)}')
     chosen = [known[name] for name in args.names] if args.names else JOBS
     return [tiny(job) for job in chosen] if args.size == 'tiny' else chosen
 
@@ -354,20 +381,25 @@ def show(args):
 
 def run(args):
     "The next jobs, as long as one fits into the minutes that are left."
-    if not math.isfinite(args.minutes) or args.minutes <= 0: raise SystemExit(f'gpu.py: --minutes {args.minutes}: a number above 0')
+    if not 0 < args.minutes < math.inf:
+        raise SystemExit(f'gpu.py: --minutes {args.minutes}: allowed is a number above 0')
     started = time.time()
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.data: os.environ['DISCDIFF_DATA'] = str(unpack(args.data, args.out / 'running' / 'data') if args.data.is_file() else args.data)
+    if args.data:
+        packed = args.data.is_file()
+        folder = unpack(args.data, args.out / 'running' / 'data') if packed else args.data
+        os.environ['DISCDIFF_DATA'] = str(folder)
     if device() == 'cuda': torch.set_float32_matmul_precision('high')
     if args.compile:
         torch._dynamo.config.suppress_errors = True
-        for kind in (nets.UNet, nets.Transformer): kind.trunk = torch.compile(kind.trunk, dynamic=False)
+        for kind in (nets.UNet, nets.Transformer):
+            kind.trunk = torch.compile(kind.trunk, dynamic=False)
     failed = []
     for job in choose(args):
         left = args.minutes - (time.time() - started) / 60
         if (args.out / f'{job.name}.json').is_file(): continue
         if job.minutes > left:
-            print(f'{job.name}: {job.minutes:.1f} minutes planned, {left:.1f} left: not begun', flush=True)
+            print(f'{job.name}: not begun: {job.minutes:.1f} minutes planned, {left:.1f} left')
             continue
         print(f'{job.name}: begins, {left:.1f} minutes left', flush=True)
         try: about = run_job(job, args.out)
@@ -375,12 +407,14 @@ def run(args):
             print(f'{job.name}: failed\n{traceback.format_exc()}', flush=True)
             failed.append(job.name)
             continue
-        print(f'{job.name}: done, ' + ', '.join(f'{k} {v:.0f} s' for k, v in about['seconds'].items()), flush=True)
+        spent = ', '.join(f'{what} {seconds:.0f} s' for what, seconds in about['seconds'].items())
+        print(f'{job.name}: done, {spent}', flush=True)
     if failed: raise SystemExit(f'gpu.py: failed: {", ".join(failed)}')
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     commands = parser.add_subparsers(dest='command', required=True)
     packing = commands.add_parser('pack', help='write the data into one file')
     packing.add_argument('path', type=Path)
@@ -391,8 +425,8 @@ def main(argv=None):
         command.add_argument('--out', type=Path, default=ROOT / 'runs' / 'full')
         command.add_argument('--size', choices=('tiny', 'full'), default='full')
         if name == 'run':
-            command.add_argument('--minutes', type=float, default=12., help='begin no job that would end later')
-            command.add_argument('--data', type=Path, help='packed file or folder; none takes DISCDIFF_DATA')
+            command.add_argument('--minutes', type=float, default=12., help='begin no job beyond')
+            command.add_argument('--data', type=Path, help='packed file, folder; else DISCDIFF_DATA')
             command.add_argument('--compile', action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args(argv)
     if args.command == 'pack':
