@@ -231,7 +231,7 @@ def train_vae(
         vae.bias.data.copy_(histograms), vae.to(x0.device)
         optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=0.01)
         for step in tqdm(range(steps), desc='VAE', delay=2, leave=False):
-            torch.manual_seed(mix_seed(seed, step))
+            torch.manual_seed(mix_seed('vae', seed, step))
             optimizer.param_groups[0]['lr'] = lr * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
             loss = -vae.elbo(minibatch(x0, step, batch_size, seed))['elbo'].mean()
             optimizer.zero_grad(), loss.backward(), optimizer.step()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from discdiff_nb import data, train
+from discdiff_nb import data, train, vae
 from discdiff_nb.core import INTEGERS, CheckpointError, DiscdiffError, NotFiniteError, cosine_schedule, reciprocal_schedule
 from discdiff_nb.d3pm import Absorbing
 from discdiff_nb.multinomial import Multinomial
@@ -92,6 +92,15 @@ def test_no_seed_is_used_for_two_purposes(monkeypatch):
     assert not set(given) & {mix_seed(0, n) for n in range(40)}, 'dropout shares a seed with the order of the examples'
     purposes = {purpose[0] for purpose in seeds.values() if isinstance(purpose[0], str)}
     assert purposes >= {'batch', 'dropout', 'held out'}
+
+
+def test_the_vae_draws_noise_and_order_from_seeds_apart(monkeypatch):
+    given, manual_seed = [], torch.manual_seed
+    monkeypatch.setattr(torch, 'manual_seed', lambda seed: (given.append(seed), manual_seed(seed))[1])
+    vae.train_vae(torch.randint(4, (40, 3)), 4, steps=20, batch_size=8, latent=2, hidden=8)
+    orders = {train.mix_seed(0, epoch) for epoch in range(20)}
+    assert len(given) == 21, 'the weights, and each step'
+    assert not orders & set(given), 'the noise of a step shares a seed with the order of an epoch'
 
 
 def test_a_run_of_older_streams_goes_on_and_says_so(tmp_path, capsys):
