@@ -6,7 +6,7 @@
 __all__ = ['PREDICT', 'VARIANCE', 'ROOT2', 'to_levels', 'to_classes', 'jump', 'log_normal', 'posterior', 'gaussian_kl',
            'prior_kl', 'target_line', 'predicted_x0', 'target_weight', 'simple_loss', 'reverse_variance', 'hazard',
            'LogPhi', 'LogInterval', 'log_bin', 'checked_levels', 'GaussianNoise', 'reverse_step', 'ancestral_step',
-           'check_choices', 'Gaussian', 'level_loss', 'clipped', 'path_log_weights', 'bayes_network',
+           'check_choices', 'ddpm_loss', 'Gaussian', 'level_loss', 'clipped', 'path_log_weights', 'bayes_network',
            'quadrature_log_p', 'quadrature_elbo']
 
 # %% ../nbs/05_gaussian.ipynb #87354dc9
@@ -304,10 +304,27 @@ def check_choices(
     if not target_line(schedule, predict, torch.arange(1, schedule.T + 1), 1)[0].all():
         raise ScheduleError('alpha_bar[T] is 0: x_T is all noise, and x_0 cannot be found from eps there; predict v or x0, or end above 0')
 
+# %% ../nbs/05_gaussian.ipynb #6c2a1f58
+def ddpm_loss(
+    process: Process, # a Gaussian; says what is predicted
+    out: Tensor, # (B, ..., channels) the network's answer
+    x0: Tensor, # (B, ...) clean classes
+    x_t: Tensor, # (B, ...) noisy levels
+    t: Tensor, # (B,) times 1..T
+) -> Tensor: # (B,) squared error / T; a learned variance learns from L_t
+    "What DDPM trains on (Ho et al. 2020, eq. 14; K11). Raises the errors of checked_levels."
+    checked_levels(process, x_t, t, None, x0, out)
+    loss = simple_loss(process, out, x0, x_t, t)
+    if process.variance == 'learned':
+        mean_fixed = torch.cat([out[..., :1].detach(), out[..., 1:]], -1)
+        loss = loss + level_loss(process, mean_fixed, x0, x_t, t)
+    return loss / process.T
+
 # %% ../nbs/05_gaussian.ipynb #2e976bcc
 class Gaussian(GaussianNoise):
     "Gaussian diffusion of K levels; the network returns `channels` numbers per entry (Ho et al. 2020; K1, K5, K6, K13, D2). Raises as check_choices."
     stepper = staticmethod(ancestral_step) # another sampler (chapter 12) puts another function here
+    criterion = staticmethod(ddpm_loss) # on_the_bound (chapter 14) puts another function here
     def __init__(self,
         K: int, # levels, at least 2
         schedule: Schedule, # every beta[t] above 0; alpha_bar[T] above 0 too if eps is predicted
@@ -323,10 +340,7 @@ class Gaussian(GaussianNoise):
         mu_p = w_0 * predicted_x0(self, out, x_t, t) + w_t * x_t
         return check_finite(mu_p, 'p_posterior'), reverse_variance(self.schedule, self.variance, s, t, out[..., -1])
     def L_t(self, out, x0, x_t, t): return level_loss(self, out, x0, x_t, t)
-    def loss(self, out, x0, x_t, t): # squared error / T; a learned variance learns from L_t
-        checked_levels(self, x_t, t, None, x0, out)
-        width = level_loss(self, torch.cat([out[..., :1].detach(), out[..., 1:]], -1), x0, x_t, t) if self.variance == 'learned' else 0
-        return (simple_loss(self, out, x0, x_t, t) + width) / self.T
+    def loss(self, out, x0, x_t, t): return self.criterion(self, out, x0, x_t, t)
     def step(self, out, x_t, t, s=None, generator=None):
         return self.stepper(self, out, x_t, t, s, generator)
 
