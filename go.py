@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """One command from a fresh clone: the first call makes .venv and installs the project into it, later calls go straight on.
 
-  python3 go.py train digits ...    any command of `discdiff` (train, sample, eval, ...); add --help to see its options
+  python3 go.py train digits ...    any command of `discdiff` (train, sample, eval); add --help to see its options
   python3 go.py test [NOTEBOOK ...] execute the notebooks as tests, then pytest; with notebooks named, only those
   python3 go.py setup               make .venv with everything for development, run nothing
+  python3 go.py --version           the version; like --help and a wrong argument it needs no installation
 
 Installing takes about 2 minutes and 6 GB, most of it torch with CUDA. For torch without CUDA (about 1 GB) set
 PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu before the first call."""
@@ -26,6 +27,7 @@ BIN = VENV / ('Scripts' if os.name == 'nt' else 'bin')
 SUFFIX = '.exe' if os.name == 'nt' else ''
 PYTHON = BIN / ('python' + SUFFIX)
 STAMP = VENV / 'discdiff_nb.stamp'
+COMMANDS = ('train', 'sample', 'eval')  # of discdiff
 NO_VENV = ('go.py cannot make a virtual environment: this Python has neither ensurepip nor a pip of 22.3 or newer. '
            'Remedy: apt install python3-venv (Debian, Ubuntu), or use a Python from python.org.')
 
@@ -91,12 +93,25 @@ def ensure(extra):
 
 
 def test(notebooks):
-    "The notebooks as tests, two at a time, then pytest; named notebooks alone when there are any."
+    "The notebooks as tests, two at a time, and pytest whatever came of them; named notebooks alone when there are any."
     env = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 2) // 2)), **os.environ}
     nbdev_test = [BIN / ('nbdev_test' + SUFFIX), '--do_print', '--n_workers', 2]
     statuses = [call(*nbdev_test, '--path', path, cwd=ROOT, env=env) for path in notebooks]
     if notebooks: return max(statuses)
-    return call(*nbdev_test, cwd=ROOT, env=env) or call(PYTHON, '-m', 'pytest', '-q', cwd=ROOT, env=env)
+    parts = {'notebooks': call(*nbdev_test, cwd=ROOT, env=env),
+             'pytest': call(PYTHON, '-m', 'pytest', '-q', cwd=ROOT, env=env)}
+    print('go.py test: ' + ', '.join('%s %s' % (name, 'FAILED' if status else 'passed')
+                                     for name, status in parts.items()), flush=True)
+    return max(parts.values())
+
+
+def checked(args):
+    "Let the parser of `discdiff` look at the arguments: it needs the standard library only, so no typing error installs anything."
+    if not args[0].startswith('-') and args[0] not in COMMANDS:
+        raise Stop('go.py has no command %r; it has %s, test and setup' % (args[0], ', '.join(COMMANDS)), 2)
+    sys.path.insert(0, str(ROOT))
+    from discdiff_nb.cli import parser
+    parser().parse_args(args)  # prints help or version, or says what is wrong, and ends
 
 
 def main(args):
@@ -108,6 +123,9 @@ def main(args):
         notebooks = [Path(a).resolve() for a in rest]
         absent = [str(p) for p in notebooks if p.suffix != '.ipynb' or not p.is_file()]
         if absent: raise Stop('go.py test: no such notebook: ' + ', '.join(absent), 2)
+    elif command == 'setup':
+        if rest: raise Stop('go.py setup takes no arguments: ' + ' '.join(rest), 2)
+    else: checked(args)
     ensure('dev' if command in ('test', 'setup') else '')
     if command == 'setup': return 0
     if command == 'test': return test(notebooks)

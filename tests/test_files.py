@@ -21,7 +21,7 @@ from address import Address # noqa: E402
 ADDRESS = Address()
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(NBS).parts))
 CHAPTERS = [p for p in NOTEBOOKS if p.parent == NBS and p.stem != 'index']
-MODULES = sorted(p for p in (ROOT / 'discdiff_nb').glob('*.py') if p.stem not in ('__init__', '_modidx'))
+MODULES = sorted(p for p in (ROOT / 'discdiff_nb').glob('*.py') if p.stem[0] != '_')
 
 def name(path): return path.relative_to(ROOT).as_posix()
 def text(cell): return ''.join(cell['source'])
