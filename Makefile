@@ -26,6 +26,7 @@ readme:  ## write README.md from nbs/index.ipynb
 
 pages: setup  ## write what is generated: badges and install cells from settings.ini, exercises, equations, names, README.md
 	@$(BIN)/python tools/address.py
+	@$(BIN)/python tools/assets.py && $(BIN)/nbdev_export
 	@$(BIN)/python tools/exercises.py
 	@$(BIN)/python tools/equations.py
 	@$(BIN)/python tools/api.py
