@@ -50,12 +50,11 @@ def origin(
 
 # %% ../nbs/15_runs.ipynb #2b4d6f80
 def halved(
-    net: nn.Module, # may be in a wrapper
-) -> dict: # plain name: tensor, floats in float16
-    "A network's state at half the bytes. Raises NotFiniteError when a weight is too large."
-    half = {}
-    for name, x in weights(net).items():
-        half[name] = x.half() if x.is_floating_point() else x
+    state: dict, # name: tensor
+) -> dict: # the same, floats in float16
+    "A state dictionary at half the bytes. Raises NotFiniteError when a weight is too large."
+    half = {name: x.half() if x.is_floating_point() else x for name, x in state.items()}
+    for name, x in state.items():
         if x.isfinite().all() and not half[name].isfinite().all():
             raise NotFiniteError(f'{name} reaches {x.abs().max():.6g}, and a half float 65504: '
                                  'train with weight decay, or a lower learning rate')
@@ -69,6 +68,7 @@ def restore(
     "A network with its kept weights. Raises CheckpointError when they are another network's."
     inside, other = plain(net), "these weights are another network's"
     names = {name: plain_name(inside, name) for name in inside.state_dict()}
+    state = {name.replace('_orig_mod.', ''): x for name, x in state.items()} # of older files
     differ = sorted(set(names.values()) ^ state.keys())
     if differ: raise CheckpointError(f'{other}: {differ[0]} is only in one of the two')
     whole = {name: state[inner] for name, inner in names.items()}
@@ -96,7 +96,7 @@ def load_or_train(
     started, device = time.time(), str(next(net.parameters()).device)
     model, results = train(net)
     about = origin(settings['seed'], started, device)
-    state, kept = halved(model), dict(settings=settings, results=results, **about)
+    state, kept = halved(weights(model)), dict(settings=settings, results=results, **about)
     save_tensors(path, state, kept)
     return restore(model, state), kept
 
@@ -136,6 +136,8 @@ def first_finished(
     for path in paths:
         if 'origin' in read_results(path): return path
     for path in paths:
-        if path.name in ASSETS and not path.is_file(): return asset(path.name, path.parent)
+        if path.name not in ASSETS or path.is_file(): continue
+        fetched = asset(path.name, path.parent)
+        if 'origin' in read_results(fetched): return fetched
     raise DataError(f'no finished run: {", ".join(map(str, paths))}; execute the cell marked slow '
                     'with DISCDIFF_SIZE=small, or clone the repository for the kept one')
