@@ -7,12 +7,10 @@ __all__ = ['weights_folder', 'commit', 'origin', 'halved', 'restore', 'load_or_t
 
 # %% ../nbs/15_runs.ipynb #b758036d
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-import torch
 from torch import nn
 import discdiff_nb
 from .cli import machine

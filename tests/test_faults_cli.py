@@ -204,7 +204,6 @@ def full_disk(*args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.EN
 @pytest.mark.parametrize('writer, lost', [('viz.save_gif', ['generation.gif']), ('viz.save_png', ['samples.png']),
                                           ('viz.save_figure', ['loss.png', 'elbo.png']), ('viz.plot_loss', ['loss.png'])])
 def test_full_disk_at_the_pictures(writer, lost, capsys, tmp_path, monkeypatch):
-    import discdiff_nb.viz
     monkeypatch.setattr(f'discdiff_nb.{writer}', full_disk)
     status, out, err = call(capsys, 'train', '--device', 'cpu', '--out', tmp_path / 'run')
     assert status == 3 and 'absorbing diffusion (at most)' in out
@@ -382,7 +381,7 @@ def test_no_check_looks_at_a_clock():
 
 @pytest.fixture
 def clone(tmp_path):
-    "go.py and the package in a folder of their own, with a .venv that only notes how it was called."
+    "go.py and the package in a folder of their own."
     for name in ('go.py', 'settings.ini', 'setup.py', 'discdiff_nb'):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
@@ -390,7 +389,7 @@ def clone(tmp_path):
 
 
 def go(clone, *words):
-    return subprocess.run([sys.executable, 'go.py', *words], cwd=clone, capture_output=True, text=True, 
+    return subprocess.run([sys.executable, 'go.py', *words], cwd=clone, capture_output=True, text=True,
                           env=dict(os.environ, PYTHONPATH='', PIP_NO_INDEX='1')) # should it install after all, it fails at once
 
 
@@ -411,10 +410,7 @@ def test_go_answers_before_it_installs(words, clone):
 
 @pytest.mark.parametrize('notebooks', [0, 1])
 @pytest.mark.parametrize('pytest_status', [0, 1])
-def test_go_runs_both_parts_and_reports_both(notebooks, pytest_status, clone, monkeypatch):
-    sys.path.insert(0, str(ROOT))
-    try: import go as module
-    finally: sys.path.pop(0)
+def test_go_runs_both_parts_and_reports_both(notebooks, pytest_status, clone):
     bin = clone / 'bin'
     bin.mkdir()
     for name, status, says in (('nbdev_test', notebooks, 'notebooks ran'), ('python', pytest_status, '41 passed in 2 s')):
