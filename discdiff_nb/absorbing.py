@@ -138,8 +138,8 @@ def order_nll(
     for i in range(D):
         now = orders[:, i]
         with evaluating(model): out = model(x_t, torch.full_like(now, D - i))
-        log_p = out[row, now, :mask_id].log_softmax(-1)
-        nll -= log_p[row, x0[now]].double()
+        log_p = out[row, now, :mask_id].double().log_softmax(-1)
+        nll -= log_p[row, x0[now]]
         x_t[row, now] = x0[now]
     return nll
 

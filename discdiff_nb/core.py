@@ -6,11 +6,11 @@
 __all__ = ['INTEGERS', 'SMALL_INTEGERS', 'INTEGER_NAMES', 'DiscdiffError', 'TimeError', 'ClassError', 'ShapeError', 'DtypeError',
            'NotFiniteError', 'ScheduleError', 'DataError', 'CheckpointError', 'time_remedy', 'check_t', 'class_remedy',
            'check_classes', 'check_keep', 'check_logits', 'check_finite', 'as_int64', 'checked', 'checked_methods',
-           'one_story', 'Schedule', 'linear_schedule', 'cosine_schedule', 'reciprocal_schedule', 'sigmoid_schedule',
-           'at', 'alpha_between', 'sum_positions', 'moved', 'kl_categorical', 'device_of', 'generator_rows',
-           'check_generator', 'rand', 'randn', 'randint', 'sample_categorical', 'mix_seed', 'earlier_time', 'Process',
-           'evaluating', 'parts', 'rows', 'check_bound', 'one_term', 'bound_summary', 'elbo', 'step_times', 'hold',
-           'trajectory', 'generate']
+           'one_story', 'checked_beta', 'Schedule', 'linear_schedule', 'cosine_schedule', 'reciprocal_schedule',
+           'sigmoid_schedule', 'at', 'alpha_between', 'sum_positions', 'moved', 'kl_categorical', 'device_of',
+           'generator_rows', 'check_generator', 'rand', 'randn', 'randint', 'sample_categorical', 'mix_seed',
+           'earlier_time', 'Process', 'evaluating', 'parts', 'rows', 'check_bound', 'one_term', 'bound_summary', 'elbo',
+           'step_times', 'hold', 'trajectory', 'generate']
 
 # %% ../nbs/00_core.ipynb #d1ddd6af
 import contextlib
@@ -189,20 +189,33 @@ def one_story(
                             'beta and alpha_bar contradict each other; give one of them, from_alpha_bar finds the other')
     return alpha_bar
 
+# %% ../nbs/00_core.ipynb #d70f3a5c
+def checked_beta(
+    beta: Tensor, # (T+1,) noise of each step
+) -> Tensor: # the same in float64
+    "Raise ScheduleError unless beta holds T + 1 numbers within 0..1, the first of them 0."
+    beta = torch.as_tensor(beta, dtype=torch.float64)
+    if beta.ndim != 1 or len(beta) < 2: raise ScheduleError(f'beta has shape {tuple(beta.shape)}; give T+1 numbers, T >= 1')
+    if beta[0] != 0: raise ScheduleError(f'beta[0] is {beta[0]:g}; entry 0 is the clean data and must be 0: prepend it')
+    if not ((beta >= 0) & (beta <= 1)).all():
+        raise ScheduleError(f'beta spans {beta.min():g}..{beta.max():g}, allowed is 0..1')
+    return beta
+
 # %% ../nbs/00_core.ipynb #50d8489b
 class Schedule:
-    "Noise levels at t = 0..T: float64 tables `beta`, `alpha`, `alpha_bar` of length T+1, entry 0 clean. Raises ScheduleError."
+    "Noise levels at t = 0..T: float64 tables `beta`, `alpha`, `alpha_bar` of length T+1, entry 0 clean; alpha_bar is refused if it is 0 before T. Raises ScheduleError."
     def __init__(self,
         beta: Tensor, # (T+1,) beta[0] = 0, the others within 0..1
         alpha_bar: Tensor | None = None, # (T+1,) the running product of 1 - beta, where it is known more exactly than the product gives it
     ):
-        beta = torch.as_tensor(beta, dtype=torch.float64)
-        if beta.ndim != 1 or len(beta) < 2: raise ScheduleError(f'beta has shape {tuple(beta.shape)}; give T+1 numbers, T >= 1')
-        if beta[0] != 0: raise ScheduleError(f'beta[0] is {beta[0]:g}; entry 0 is the clean data and must be 0: prepend it')
-        if not ((beta >= 0) & (beta <= 1)).all(): raise ScheduleError(f'beta spans {beta.min():g}..{beta.max():g}, allowed is 0..1')
-        self.beta, self.alpha, self.T = beta, 1 - beta, len(beta) - 1
-        self.alpha_bar = self.alpha.cumprod(0) if alpha_bar is None else one_story(self.alpha, alpha_bar)
-        if self.alpha_bar[-2] == 0: raise ScheduleError('alpha_bar is 0 before t = T: the steps after it would do nothing; only beta[T] may be 1')
+        self.beta = beta = checked_beta(beta)
+        self.alpha, self.T = 1 - beta, len(beta) - 1
+        alpha_bar = self.alpha.cumprod(0) if alpha_bar is None else one_story(self.alpha, alpha_bar)
+        if alpha_bar[-2] > 0: self.alpha_bar = alpha_bar
+
+    def __getattr__(self, name): # asked where an attribute is absent
+        if name != 'alpha_bar' or 'beta' not in vars(self): raise AttributeError(f'{type(self).__name__} has no {name}')
+        raise ScheduleError('alpha_bar is 0 before t = T: the steps after it would do nothing; only beta[T] may be 1')
 
     @classmethod
     def from_alpha_bar(cls, alpha_bar: Tensor): # (T+1,) from exactly 1 at t = 0 downwards to alpha_bar[T] >= 0

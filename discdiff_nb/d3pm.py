@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .core import (INTEGERS, ClassError, DataError, DiscdiffError, DtypeError, Process, Schedule,
                               ScheduleError, ShapeError, at, check_classes, check_finite, check_logits, check_t,
                               checked, device_of, kl_categorical, moved, randint, sum_positions)
-from .multinomial import Categorical, checked_step, keep_or_redraw, kept, weighted_cross_entropy
+from .multinomial import Categorical, checked_step, keep_or_redraw, kept, right_nll, weighted_cross_entropy
 
 # %% ../nbs/07_d3pm.ipynb #d9b736a5
 def uniform_Q(
@@ -151,7 +151,7 @@ def absorbing_kl(
     "KL of the two posteriors under absorbing noise: w times the sum of -log p(x_0) over the blanks (U6)."
     rows = blank.flatten().nonzero().squeeze(1)
     logits, right = logits_x0.flatten(0, -2).index_select(0, rows), x0.flatten().index_select(0, rows)
-    nll = F.cross_entropy(logits.index_fill_(1, rows.new_full((1,), logits.shape[1] - 1), -math.inf), right, reduction='none')
+    nll = right_nll(logits.index_fill_(1, rows.new_full((1,), logits.shape[1] - 1), -math.inf), right)
     nll = sum_positions(nll.new_zeros(blank.numel()).index_copy(0, rows, nll).view_as(blank))
     return torch.where(w > 0, w * nll.double(), 0.).to(nll) # a step that reveals nothing costs nothing, 0 times infinity
 
@@ -324,8 +324,9 @@ class GaussianTable(Walk):
     def __init__(self, K: int, schedule: Schedule): # K >= 2 ordered classes; beta is a variance here
         super().__init__(K, schedule)
         self.log_jump, self.log_stay = gaussian_steps(schedule, K)
-        if self.log_jump[1:, 1].min() < -700:
-            raise ScheduleError(f'beta = {schedule.beta[1:].min():.3g} moves none of {K} classes: take at least {4 / 700 / (K - 1) ** 2:.2g}')
+        least, t = 4 / 700 / (K - 1) ** 2, 1 + int(schedule.beta[1:].argmin())
+        if schedule.beta[t] < least:
+            raise ScheduleError(f'the variance beta[{t}] = {schedule.beta[t]:.3g} moves none of the classes, K = {K}; allowed is {least:.2g}..1')
         self.half = torch.empty(self.T + 1, (K + 1) // 2, K, dtype=torch.float64)
         self.half[0] = torch.eye(K)[:(K + 1) // 2]
         for t in range(1, self.T + 1): self.half[t] = self.half[t - 1] @ self.log_step(t).exp()

@@ -160,6 +160,7 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
     'multinomial.log_uniform_row': [(lambda x: log_uniform_row(x, torch.full((1, 1), 0.3), 1024), lambda top: (row(top),))],
     'multinomial.kept': [(lambda s, t: kept(LONG, s, t, 2), before)],
     'multinomial.checked_step': [(lambda x, t: checked_step(UNIFORM, x, t, None, x), lambda top: (column(top), times(top)))],
+    'multinomial.weighted_cross_entropy': [(lambda x, x_t: weighted_cross_entropy(UNIFORM, wave(*x.shape, 1024), x, x_t, 0.5), flipped)],
     'multinomial.log_sums': [(lambda x0, x_t: log_sums(wave(*x0.shape, 1024), torch.ones(1, 1), x0, x_t), flipped)],
     'multinomial.uniform_kl': [(lambda x0, x_t: uniform_kl(wave(*x0.shape, 1024), x0, x_t, UNIFORM.coefficients[7]), flipped)],
     'multinomial.keep_or_redraw': [(lambda x, t: keep_or_redraw(UNIFORM, x, t, seeds(0)[0]), lambda top: (column(top), times(top)))],
@@ -289,7 +290,6 @@ def test_decorated_functions_and_processes_stay_what_they_are():
     assert pickle.loads(pickle.dumps(at)) is at
     for name, make in ALL.items():
         process = make(5, 6)
-        if name == 'hybrid': continue  # until its chapter is repaired
         for other in (copy.copy(process), copy.deepcopy(process), pickle.loads(pickle.dumps(process))):
             t = torch.tensor([3, 4])
             x0, x_t, out = example(process, lambda half: torch.tensor([[0], [1]]), (2, 3), t, seeds(0)[0])
@@ -318,7 +318,7 @@ def cases(draw, name):
     return process, x0, x_t, t, unpack([sure(*each) for each in zip(halves(process), parts(x0), parts(out))])
 
 
-@pytest.mark.parametrize('name', processes('absorbing', 'reweighted'))
+@pytest.mark.parametrize('name', processes())
 def test_float32_answers_give_the_bound_of_float64_answers(name):
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(cases(name))
@@ -381,7 +381,7 @@ def test_certainty_costs_nothing_or_everything():
 
 # Shapes
 
-@pytest.mark.parametrize('name', processes('hybrid'))
+@pytest.mark.parametrize('name', processes())
 def test_examples_of_one_position_may_have_no_axis_for_it(name):
     "x0 of shape (B,) gives the numbers of (B, 1), in every method, in elbo and in generate."
     process, t = ALL[name](5, 6), torch.tensor([1, 3, 6])

@@ -388,3 +388,13 @@ def test_one_position_per_example(name):
     logits = torch.randn(3, 6, generator=g)
     flat, column = everything(process, x0, x_t, t, s, logits), everything(process, x0[:, None], x_t[:, None], t, s, logits[:, None])
     same({k: v.reshape(-1) for k, v in flat.items()}, {k: v.reshape(-1) for k, v in column.items()})
+
+
+def test_variance_of_one_in_the_middle():
+    "beta is a variance here: 1 is allowed anywhere; what is refused is refused as a variance."
+    process = DiscretizedGaussian(6, Schedule([0, 1., 0.5, 1.]))
+    torch.testing.assert_close(process.log_row(torch.arange(6)[None], torch.tensor([0]), torch.tensor([3]))[0].exp(), Q_bar(gaussian_Q(process.schedule, 6))[3])
+    assert DiscretizedGaussian(6, linear_schedule(2000, 0.9, 1.)).L_T(torch.tensor([[3]])).item() == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ScheduleError, match='variance .* 1e-07 .* K = 6'): DiscretizedGaussian(6, Schedule([0, 1e-7, 0.5]))
+    for make in (Multinomial, Absorbing, lambda K, s: NearestNeighbour(torch.arange(K).double()[:, None], s, 2), Gaussian):
+        with pytest.raises(ScheduleError, match='alpha_bar'): make(6, Schedule([0, 1., 0.5, 1.]))
