@@ -500,7 +500,7 @@ def bound_summary(
     L_t: Tensor, # (T+1,) nats, summed over the draws
     count: Tensor, # (T+1,) draws of each time
     D: int, # numbers in one example
-) -> dict: # nats: `L_T`, `L_t` (T+1,) NaN where `count` (T+1,) is 0, `L_0` or None where t = 1 was not drawn, `total`, `total_se`, `each` (B,); `bits_per_dim`, `bits_per_dim_se`
+) -> dict: # nats: `L_T`, `L_t` (T+1,) NaN where `count` (T+1,) is 0, `L_0` or None, `total`, `total_se`, `each` (B,); `bits_per_dim`, `bits_per_dim_se`
     "Means over the examples, in nats and in bits per dimension (K6)."
     L_t = L_t / count
     L_t[0] = 0

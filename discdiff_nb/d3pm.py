@@ -463,7 +463,7 @@ def _why_not_reached(A, d):
 
 # %% ../nbs/07_d3pm.ipynb #48f06f48
 class ShortWalk(Walk):
-    "Walks on a nearest-neighbour graph of at most one unit of time, by the first terms of the series, float64 (K19). Raises DataError, ShapeError, ScheduleError."
+    "Walks on a nearest-neighbour graph of at most one unit of time, by the first terms of the series (K19). Raises DataError, ShapeError, ScheduleError."
     def __init__(self,
         embeddings: Tensor, # (K, d) one vector per class; K >= 2
         schedule: Schedule, # noise levels; the walk takes -log(alpha_bar_t) of time

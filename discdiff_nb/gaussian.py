@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from .core import (ClassError, DiscdiffError, DtypeError, Process, Schedule, ScheduleError, ShapeError,
-                              TimeError, alpha_between, at, check_classes, check_finite, checked, device_of, randn,
+                              TimeError, alpha_between, check_classes, check_finite, checked, device_of, randn,
                               sum_positions)
 
 # %% ../nbs/05_gaussian.ipynb #1a40a633

@@ -248,8 +248,7 @@ def check_rows(
 ) -> None:
     "Raise DtypeError, and where the values are readable DataError or ClassError, unless `x` holds row numbers below K."
     if readable(x): return check_classes(x, K, name)
-    if x.dtype not in INTEGERS:
-        raise DtypeError(f'{name} has dtype {x.dtype}; it counts 0..{K-1} in an integer dtype')
+    if x.dtype not in INTEGERS: raise DtypeError(f'{name} has dtype {x.dtype}; allowed are integers')
 
 def check_times(
     t: Tensor | None, # (B,) times

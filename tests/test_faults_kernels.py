@@ -13,7 +13,7 @@ from discdiff_nb.absorbing import (Reweighted, blind_constant, blind_kl, blind_p
 from discdiff_nb.core import (INTEGERS, ClassError, DiscdiffError, Schedule, ScheduleError, ShapeError, TimeError,
                               cosine_schedule, kl_categorical, linear_schedule, reciprocal_schedule)
 from discdiff_nb.d3pm import (Absorbing, DiscretizedGaussian, NearestNeighbour, Q_bar, absorbing_kl, absorbing_Q,
-                              check_reachable, gaussian_Q, gaussian_steps, hybrid, hybrid_loss, knn_graph, log_mask_jump,
+                              check_reachable, gaussian_steps, hybrid, hybrid_loss, knn_graph, log_mask_jump,
                               log_q_path, log_reveal, matrix_elbo, matrix_posterior, matrix_step, no_mask,
                               reveal_probability, uniform_Q)
 from discdiff_nb.gaussian import Gaussian
