@@ -17,8 +17,8 @@ mutants: setup  ## change the modules, one thing at a time, and see what no chec
 docs: setup readme  ## render the site into _docs, check its links, say where it is
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/docs.py
 
-run: setup  ## execute a notebook and keep its outputs: make run NB=nbs/07_d3pm.ipynb [FLAGS=slow]
-	@test -n "$(NB)" || { echo 'name a notebook: make run NB=nbs/07_d3pm.ipynb'; exit 2; }
+run: setup  ## execute a notebook and keep its outputs: make run NB=nbs/06_d3pm.ipynb [FLAGS=slow]
+	@test -n "$(NB)" || { echo 'name a notebook: make run NB=nbs/06_d3pm.ipynb'; exit 2; }
 	@$(BIN)/python tools/run_nb.py $(NB) $(if $(FLAGS),--flags $(FLAGS))
 
 readme:  ## write README.md from nbs/index.ipynb

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['term_by_states', 'masked_nll', 'nll_by_masks', 'bound_weight', 'weights_by_masks', 'perfect_model', 'blank_curve',
-           'order_nll', 'linear_alpha', 'cosine_alpha', 'sigmoid_alpha', 'hazard', 'continuous_elbo',
+           'order_nll', 'linear_alpha', 'cosine_alpha', 'sigmoid_alpha', 'unmasking_rate', 'continuous_elbo',
            'reweighted_weight', 'Reweighted', 'blind_posterior', 'blind_kl', 'blind_constant']
 
 # %% ../nbs/08_absorbing.ipynb #66ebb33b
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from .core import (DataError, Process, Schedule, ScheduleError, ShapeError, TimeError, at, check_classes,
-                              check_finite, check_generator, check_logits, check_t, checked, evaluating,
-                              generator_rows, kl_categorical, rand)
+from .core import (DataError, Process, Schedule, ScheduleError, ShapeError, TimeError,
+                              check_classes, check_finite, check_generator, check_logits, check_t,
+                              checked, evaluating, gather_t, generator_rows, kl_categorical, rand)
 from .d3pm import Absorbing, absorbing_kl, check_reachable, reveal_probability
 from .multinomial import weighted_cross_entropy
 from .oracle import conditional, index_of, path_joint, reverse_matrix, states
@@ -164,7 +164,7 @@ def sigmoid_alpha(
     return (torch.sigmoid(3 * (1 - 2 * u)) - low) / (high - low)
 
 # %% ../nbs/08_absorbing.ipynb #c63b6d19
-def hazard(
+def unmasking_rate(
     alpha: Callable, # decreasing function of a float64 tensor, alpha(0) = 1, alpha(1) = 0
     u: Tensor, # (B,) times, above 0 and at most 1, float64
 ) -> Tensor: # (B,) -alpha'(u) / (1 - alpha(u))
@@ -210,7 +210,7 @@ def _continuous_term(process, model, x0, u, generator, alpha):
     x_t = torch.where(blank, process.mask_id, x0)
     t = torch.searchsorted((1 - process.schedule.alpha_bar).to(v.device), v).clamp(1, process.T)
     with evaluating(model): nll = masked_nll(model(x_t, t), x0, x_t).double()
-    weight = hazard(alpha, u)
+    weight = unmasking_rate(alpha, u)
     return check_finite(torch.where(nll == 0, 0., weight * nll), 'continuous_elbo') # no blanks, whatever their weight
 
 # %% ../nbs/08_absorbing.ipynb #50738a35
@@ -229,7 +229,7 @@ class Reweighted(Absorbing):
         self.factor = (reweighted_weight(schedule) / bound_weight(schedule)).nan_to_num(0.)
     def loss(self, out, x0, x_t, t):
         L = self.L_t(out, x0, x_t, t)
-        return L * at(self.factor, t, 1).to(L) + weighted_cross_entropy(self, out, x0, x_t, self.hybrid_weight)
+        return L * gather_t(self.factor, t, 1).to(L) + weighted_cross_entropy(self, out, x0, x_t, self.hybrid_weight)
 
 # %% ../nbs/08_absorbing.ipynb #ed2fef7d
 @checked
@@ -240,7 +240,7 @@ def blind_posterior(
 ) -> Tensor: # (B, ..., K) float64 log-probabilities of x_{t-1}
     "log q(x_{t-1} | x_0): the posterior of somebody who does not see x_t (U11). Raises ClassError, TimeError."
     check_classes(x0, process.classes)
-    keep = at(process.schedule.alpha_bar, process.earlier(t, None), x0.ndim)[..., None]
+    keep = gather_t(process.schedule.alpha_bar, process.earlier(t, None), x0.ndim)[..., None]
     is_class = torch.arange(process.K, device=x0.device)
     return torch.where(is_class == x0[..., None], keep, torch.where(is_class == process.mask_id, 1 - keep, 0.)).log()
 
@@ -264,6 +264,6 @@ def blind_constant(
 ) -> Tensor: # (B,) nats, float64
     "C = n [a log(a/w) + (1-a) log(1 - alpha_bar_t)] with a = alpha_bar_{t-1}: the part without the network (U13, U14). Raises TimeError."
     check_t(t, schedule.T)
-    a, w, left = (at(table, u, 1) for table, u in ((schedule.alpha_bar, t - 1), (bound_weight(schedule), t), (schedule.alpha_bar, t)))
+    a, w, left = (gather_t(table, u, 1) for table, u in ((schedule.alpha_bar, t - 1), (bound_weight(schedule), t), (schedule.alpha_bar, t)))
     each = torch.xlogy(a, a / w) + torch.xlogy(1 - a, 1 - left)
     return torch.where(n == 0, 0., n * each)

@@ -45,10 +45,11 @@ def bad_nets(generator):
             yield net_class, (K, T, pick((0,), (4, 4, 0))), sizes
             yield net_class, (K, T, shape), {**sizes, 'dropout': pick(1., -0.1, 3, math.nan)}
             yield net_class, (K, T, shape), {**sizes, 'heads': pick(0, -1, 1.5)}
-            yield net_class, (K, T, shape), {**sizes, 'levels': pick(1, -2, K + 1, 2.5)}
+            yield net_class, (K, T, shape), {**sizes, 'ordered_classes': pick(1, -2, K + 1, 2.5)}
             yield net_class, (K, T, shape), {**sizes, 'logistic': 1}
-            yield net_class, (K, T, shape), {**sizes, 'levels': K, 'logistic': pick(-1, 1.5)}
-            yield net_class, (K, T, shape), {**sizes, 'real': True, **pick(dict(levels=2), dict(residual=True), dict(levels=2, logistic=1))}
+            yield net_class, (K, T, shape), {**sizes, 'ordered_classes': K, 'logistic': pick(-1, 1.5)}
+            yield net_class, (K, T, shape), {
+                **sizes, 'real': True, **pick(dict(ordered_classes=2), dict(input_residual=True), dict(ordered_classes=2, logistic=1))}
             yield net_class, (K, T, shape), {**sizes, 'cond': pick(dict(label=3), dict(y=0), dict(z=-1), dict(image=1.5),
                                                                       dict(text=5), dict(text=(5,)), dict(text=(0, 4)))}
         yield UNet, (K, T, shape), dict(channels=pick(12, 4, -8, 0, 8.5))
@@ -60,7 +61,7 @@ def bad_nets(generator):
         yield Transformer, (K, T, shape), dict(width=pick(15, 0, -4, 16.), heads=3)
         yield Transformer, (K, T, shape), pick(dict(depth=0), dict(depth=-1), dict(local=0), dict(local=2.5))
         yield Transformer, (K, T, shape), dict(width=12, heads=4, rope=True)
-        yield Transformer, (K, T, shape), dict(causal=True, residual=True)
+        yield Transformer, (K, T, shape), dict(causal=True, input_residual=True)
         yield Transformer, (K, T, shape), dict(causal=True, real=True)
         chain, free = (Transformer(K, T, shape, 16, 1, 2, causal=causal) for causal in (True, False))
         yield chain_nll, (free, x), {}

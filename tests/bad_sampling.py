@@ -6,9 +6,12 @@ from discdiff_nb.d3pm import Absorbing
 from discdiff_nb.gaussian import Gaussian
 from discdiff_nb.joint import Joint
 from discdiff_nb.multinomial import Multinomial
-from discdiff_nb.sampling import (Remasking, checked_shape, clean_logits, ddim, ddim_step, fill, generate_by_confidence, generate_few_calls,
-                                  generated_p, guided, inpaint, log_p_given_times, most_remasking, nucleus, number_of_calls,
-                                  perfect_gaussian, perfect_network, reveal_times, start_time, temper, total_variation, window_starts, windowed)
+from discdiff_nb.sampling import (Remasking, checked_shape, clean_logits, ddim, ddim_step,
+                                  generate_by_confidence, generate_few_calls, generated_p, guided,
+                                  inpaint, log_p_given_times, most_remasking, number_of_calls,
+                                  perfect_gaussian, perfect_network, reveal_in_order, reveal_times,
+                                  start_time, total_variation, window_starts, windowed,
+                                  with_temperature, with_top_p)
 
 
 def bad_sampling(generator):
@@ -35,12 +38,12 @@ def bad_sampling(generator):
         yield perfect_network, (process, p, 2), {}
         yield generated_p, (process, model, 2), {}
         yield reveal_times, (process, (B, D)), {}
-        yield fill, (process, model, blank, tau), {}
+        yield reveal_in_order, (process, model, blank, tau), {}
         yield generate_few_calls, (process, model, (B, D)), {}
         yield log_p_given_times, (process, model, x0, blank, tau), {}
         yield generate_by_confidence, (process, model, (B, D)), {}
-        yield temper, (process, model, 1.), {}
-        yield nucleus, (process, model, 0.9), {}
+        yield with_temperature, (process, model, 1.), {}
+        yield with_top_p, (process, model, 0.9), {}
         yield windowed, (process, model, (2,), 1), {}
         yield inpaint, (process, model, x0, keep), {}
         yield start_time, (process, rand(B)), {}
@@ -63,7 +66,7 @@ def bad_sampling(generator):
         yield generate_few_calls, (pick(mask, uniform), spoiled, (B, D)), {}
         yield generate_by_confidence, (mask, spoiled, (B, D)), {}
         yield inpaint, (mask, spoiled, x0, keep & False), {}
-        yield generate, (pick(back, mask), pick(temper, nucleus)(mask, spoiled, 0.9), (B, D)), {}
+        yield generate, (pick(back, mask), pick(with_temperature, with_top_p)(mask, spoiled, 0.9), (B, D)), {}
         yield generate, (mask, windowed(mask, spoiled, (2,), 1), (B, D)), {}
         yield generate, (mask, guided(spoiled, torch.zeros(B).long(), 2, 1.5), (B, D)), {}
     for eta in (-0.1, 1.5, math.nan, math.inf, '0', None):
@@ -84,14 +87,14 @@ def bad_sampling(generator):
     yield reveal_times, (mask, (B, D)), dict(start=t.float())
     yield number_of_calls, (t,), {}
     yield clean_logits, (mask, rand(B, D, K + 1), x0), {}
-    yield fill, (mask, model, blank, tau + T), {}
-    yield fill, (mask, model, blank, tau.float()), {}
-    yield fill, (mask, model, blank, tau[:, 1:]), {}
-    yield fill, (mask, model, blank + 1, tau), {}
-    yield fill, (mask, model, blank.float(), tau), {}
-    yield fill, (mask, model, blank, 0 * tau), {}
-    yield fill, (mask, model, x0, tau), {}
-    yield fill, (mask, model, blank[0], tau[0]), {}
+    yield reveal_in_order, (mask, model, blank, tau + T), {}
+    yield reveal_in_order, (mask, model, blank, tau.float()), {}
+    yield reveal_in_order, (mask, model, blank, tau[:, 1:]), {}
+    yield reveal_in_order, (mask, model, blank + 1, tau), {}
+    yield reveal_in_order, (mask, model, blank.float(), tau), {}
+    yield reveal_in_order, (mask, model, blank, 0 * tau), {}
+    yield reveal_in_order, (mask, model, x0, tau), {}
+    yield reveal_in_order, (mask, model, blank[0], tau[0]), {}
     yield log_p_given_times, (mask, model, blank, blank, tau), {}
     yield log_p_given_times, (mask, model, x0[:, 1:], blank, tau), {}
     for share in (-0.1, 1.1, math.nan, None, True): yield Remasking, (K, reciprocal_schedule(T), share), {}
@@ -103,9 +106,9 @@ def bad_sampling(generator):
     yield back.q_posterior, (x0, (x0 + 1) % (K - 1), t), {}
     yield generate_by_confidence, (mask, model, (B, D)), dict(by=pick('letter', None, 0))
     for x in (0, -1., math.nan, math.inf, '1', None):
-        yield temper, (mask, model, x), {}
-        yield nucleus, (uniform, model, x), {}
-    yield nucleus, (mask, model, 1 + rand(()).item()), {}
+        yield with_temperature, (mask, model, x), {}
+        yield with_top_p, (uniform, model, x), {}
+    yield with_top_p, (mask, model, 1 + rand(()).item()), {}
     for weight in (-0.5, math.nan, math.inf, None): yield guided, (model, torch.zeros(B).long(), 2, weight), {}
     yield guided, (model, torch.full((B,), 3), 2, 1.), {}
     yield guided, (model, torch.zeros(B), 2, 1.), {}

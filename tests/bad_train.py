@@ -43,7 +43,7 @@ def bad_train(generator):
     yield go(n=lambda x_t, t: x_t)
     yield go(n=nn.Identity())
     yield go(n=UNet(K + 1, T, (side, side), channels=8, multipliers=(1,)))
-    yield go(n=UNet(K, T - 1, (side, side), channels=8, multipliers=(1,)), seed=size(0, 9), times='alone', p=Multinomial(K, cosine_schedule(100 * T)))
+    yield go(n=UNet(K, T - 1, (side, side), channels=8, multipliers=(1,)), seed=size(0, 9), times='iid', p=Multinomial(K, cosine_schedule(100 * T)))
     pair = Joint(Gaussian(K, linear_schedule(T)), Multinomial(K, reciprocal_schedule(T)))
     yield go(x0, pair)
     yield go((x0, x0, x0), pair)

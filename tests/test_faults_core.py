@@ -9,16 +9,18 @@ import torch
 from hypothesis import given, settings, strategies as st
 from discdiff_nb import core, gaussian, multinomial, oracle, vae
 from discdiff_nb.absorbing import Reweighted
-from discdiff_nb.core import (ClassError, DtypeError, INTEGERS, INTEGER_NAMES, Process, Schedule, ScheduleError,
-    ShapeError, TimeError, alpha_between, at, check_classes, check_t, cosine_schedule,
-    earlier_time, elbo, generate, hold, linear_schedule, parts, reciprocal_schedule, rows)
+from discdiff_nb.core import (INTEGERS, INTEGER_NAMES, ClassError, DtypeError, Process, Schedule,
+                              ScheduleError, ShapeError, TimeError, alpha_between, as_tuple,
+                              check_classes, check_t, cosine_schedule, earlier_time, elbo,
+                              gather_t, generate, index_batch, linear_schedule, overwrite_known,
+                              reciprocal_schedule)
 from discdiff_nb.d3pm import Absorbing, DiscretizedGaussian, NearestNeighbour, hybrid
 from discdiff_nb.gaussian import (Gaussian, PREDICT, VARIANCE, ancestral_step, bayes_network, checked_levels, clipped,
     gaussian_kl, jump, level_loss, log_bin, path_log_weights, posterior, predicted_x0,
     reverse_step, reverse_variance, simple_loss, target_line, target_weight, to_levels)
 from discdiff_nb.joint import Joint
-from discdiff_nb.multinomial import (Multinomial, checked_step, drop_evidence, keep_or_redraw, kept, log_sums,
-    log_uniform_row, uniform_kl)
+from discdiff_nb.multinomial import (Multinomial, alpha_bar_ratio, checked_step, keep_or_redraw,
+                                     log_sums, log_uniform_row, remove_self_likelihood, uniform_kl, weighted_cross_entropy)
 from discdiff_nb.oracle import (Dense, Q_between, conditional, index_of, judge_counts, kl_elbo, path_elbo,
     path_joint, pick_rows, reverse_matrix, table_model)
 from discdiff_nb.sampling import Remasking
@@ -145,13 +147,13 @@ def flipped(top): return row(top), row(top).flip(1)
 
 
 CALLS = {  # name: (function of classes and times, these as int64 up to a largest number), ...
-    'core.at': [(lambda t: at(LONG.alpha_bar, t, 2), lambda top: (below(top),))],
+    'core.gather_t': [(lambda t: gather_t(LONG.alpha_bar, t, 2), lambda top: (below(top),))],
     'core.alpha_between': [(lambda s, t: alpha_between(LONG, s, t, 2), before)],
     'core.check_t': [(lambda t: check_t(t, 1100), lambda top: (times(top),))],
     'core.check_classes': [(lambda x: check_classes(x, 1024), lambda top: (below(top),))],
     'core.earlier_time': [(lambda s, t: earlier_time(t, s, 1100), before), (lambda t: earlier_time(t, None, 1100), lambda top: (times(top),))],
-    'core.rows': [(lambda i: rows(3 * torch.arange(1024), i), lambda top: (below(top).flip(0),))],
-    'core.hold': [(lambda x_t, x0: hold(UNIFORM, x_t, (x0, x_t > 3), 5, seeds(0)[0]), flipped)],
+    'core.index_batch': [(lambda i: index_batch(3 * torch.arange(1024), i), lambda top: (below(top).flip(0),))],
+    'core.overwrite_known': [(lambda x_t, x0: overwrite_known(UNIFORM, x_t, (x0, x_t > 3), 5, seeds(0)[0]), flipped)],
     'core.elbo': [(lambda x0: elbo(UNIFORM, waves, x0, 3, seeds(0)[0]), lambda top: (column(top),))],
     'oracle.conditional': [(lambda s: conditional(PATHS, s, {0: 1}), one(2))],
     'oracle.index_of': [(lambda x: index_of(x, 128), one([[127, 126, 125]]))],
@@ -163,13 +165,13 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
     'oracle.judge_counts': [(lambda x: judge_counts(x, torch.full((len(x),), 1 / len(x)), 'even'), lambda top: (below(top),))],
     'oracle.table_model': [(lambda x_t, t: table_model(2, 2, 1100)(x_t, t), lambda top: (torch.tensor([[1, 0]] * top), times(top)))],
     'multinomial.log_uniform_row': [(lambda x: log_uniform_row(x, torch.full((1, 1), 0.3), 1024), lambda top: (row(top),))],
-    'multinomial.kept': [(lambda s, t: kept(LONG, s, t, 2), before)],
+    'multinomial.alpha_bar_ratio': [(lambda s, t: alpha_bar_ratio(LONG, s, t, 2), before)],
     'multinomial.checked_step': [(lambda x, t: checked_step(UNIFORM, x, t, None, x), lambda top: (column(top), times(top)))],
     'multinomial.weighted_cross_entropy': [(lambda x, x_t: weighted_cross_entropy(UNIFORM, wave(*x.shape, 1024), x, x_t, 0.5), flipped)],
     'multinomial.log_sums': [(lambda x0, x_t: log_sums(wave(*x0.shape, 1024), torch.ones(1, 1), x0, x_t), flipped)],
     'multinomial.uniform_kl': [(lambda x0, x_t: uniform_kl(wave(*x0.shape, 1024), x0, x_t, UNIFORM.coefficients[7]), flipped)],
     'multinomial.keep_or_redraw': [(lambda x, t: keep_or_redraw(UNIFORM, x, t, seeds(0)[0]), lambda top: (column(top), times(top)))],
-    'multinomial.drop_evidence': [(lambda x, t: drop_evidence(UNIFORM, waves(x, t), x, t), lambda top: (column(top), times(top)))],
+    'multinomial.remove_self_likelihood': [(lambda x, t: remove_self_likelihood(UNIFORM, waves(x, t), x, t), lambda top: (column(top), times(top)))],
     'gaussian.to_levels': [(lambda x: to_levels(x, 1024), lambda top: (below(top),))],
     'gaussian.jump': [(lambda s, t: jump(LONG, s, t, 2), before)],
     'gaussian.posterior': [(lambda s, t: posterior(LONG, s, t, 2), before)],
@@ -195,8 +197,10 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
     'vae.VAE': [(lambda x: AUTO.elbo(x, seeds(0)[0]), lambda top: (column(top),)), (AUTO.encode, lambda top: (column(top),))],
     'vae.train_vae': [(lambda x: train_vae(x, 1024, steps=2, batch_size=9, hidden=4, latent=2).bias.data, lambda top: (column(top),))],
 }
-OTHERS = {'core': 'as_int64 checked check_keep check_logits check_finite moved sum_positions parts class_remedy time_remedy check_bound one_term',
-          'oracle': 'normalize', 'gaussian': 'log_normal to_classes hazard prior_kl', 'vae': 'log_normal gaussian_path', 'multinomial': 'sum_log1p'}
+OTHERS = {'core': 'minibatch pixel_marginals '
+                  'as_int64 checked check_keep check_logits check_finite tables_on sum_positions as_tuple class_remedy time_remedy check_bound one_term',
+          'oracle': 'normalize', 'gaussian': 'log_normal to_classes inverse_mills_ratio prior_kl',
+          'vae': 'log_prob_diagonal gaussian_path', 'multinomial': 'sum_log1p'}
 
 
 def test_every_public_function_of_classes_or_times_is_in_the_table():
@@ -261,7 +265,7 @@ def example(process, classes, shape, t, g, scale=1., dtype=torch.float64):
     "x0, x_t and a network's answer, of a pair where the process is of pairs."
     x0 = unpack([classes(half).expand(shape) for half in halves(process)])
     x_t = process.q_sample(x0, t, g)
-    out = unpack([scale * torch.randn(*x.shape, getattr(half, 'channels', half.K), generator=g).to(dtype) for half, x in zip(halves(process), parts(x_t))])
+    out = unpack([scale * torch.randn(*x.shape, getattr(half, 'channels', half.K), generator=g).to(dtype) for half, x in zip(halves(process), as_tuple(x_t))])
     return x0, x_t, out
 
 
@@ -273,7 +277,7 @@ def test_every_method_of_every_process_takes_integers_of_every_dtype(name, dtype
     K, g = min(halves(process)[0].classes, top + 1), seeds(0)[0]
     t = torch.arange(K) % 6 + 1
     x0, x_t, out = example(process, lambda half: torch.arange(K)[:, None], (K, 1), t, g, 0.1)
-    small = lambda x: unpack([part if part.is_floating_point() or part.max() > top else part.to(dtype) for part in parts(x)])
+    small = lambda x: unpack([part if part.is_floating_point() or part.max() > top else part.to(dtype) for part in as_tuple(x)])
     s = (t - 1) // 2 if name not in ('discretized', 'hybrid') else t - 1
     for f in (lambda x0, x_t, t, s: process.q_sample(x0, t, seeds(1)[0]), lambda x0, x_t, t, s: process.q_posterior(x0, x_t, t, s),
               lambda x0, x_t, t, s: process.p_posterior(out, x_t, t, s), lambda x0, x_t, t, s: process.L_t(out, x0, x_t, t),
@@ -290,9 +294,9 @@ def test_floats_and_booleans_are_refused_as_classes_and_times():
 
 
 def test_decorated_functions_and_processes_stay_what_they_are():
-    assert str(inspect.signature(at)) == '(table: torch.Tensor, t: torch.Tensor, ndim: int) -> torch.Tensor'
-    assert inspect.getsource(at).startswith('@checked\ndef at(') and at.__doc__.startswith('table[t]')
-    assert pickle.loads(pickle.dumps(at)) is at
+    assert str(inspect.signature(gather_t)) == '(table: torch.Tensor, t: torch.Tensor, ndim: int) -> torch.Tensor'
+    assert inspect.getsource(gather_t).startswith('@checked\ndef gather_t(') and gather_t.__doc__.startswith('table[t]')
+    assert pickle.loads(pickle.dumps(gather_t)) is gather_t
     for name, make in ALL.items():
         process = make(5, 6)
         for other in (copy.copy(process), copy.deepcopy(process), pickle.loads(pickle.dumps(process))):
@@ -320,7 +324,7 @@ def cases(draw, name):
     x0, x_t, out = example(process, classes, (B, D), t, g, scale, torch.float32)
     boost = draw(st.sampled_from([0., 12., 20.]))
     def sure(half, x, o): return o if hasattr(half, 'channels') else o.scatter_add(-1, x[..., None], torch.full((*x.shape, 1), boost))
-    return process, x0, x_t, t, unpack([sure(*each) for each in zip(halves(process), parts(x0), parts(out))])
+    return process, x0, x_t, t, unpack([sure(*each) for each in zip(halves(process), as_tuple(x0), as_tuple(out))])
 
 
 @pytest.mark.parametrize('name', processes())
@@ -330,7 +334,7 @@ def test_float32_answers_give_the_bound_of_float64_answers(name):
     def check(case):
         process, x0, x_t, t, out = case
         got = process.L_t(out, x0, x_t, t).double()
-        want = process.L_t(unpack([part.double() for part in parts(out)]), x0, x_t, t).double()
+        want = process.L_t(unpack([part.double() for part in as_tuple(out)]), x0, x_t, t).double()
         close = (got - want).abs() <= torch.maximum(1e-3 * want.abs(), torch.tensor(1e-7))
         assert (close | (got == want)).all(), (got, want)
     check()
@@ -355,7 +359,7 @@ def test_limits_are_numbers(schedule, K):
     "From a time to itself nothing happens; a step without noise costs nothing; where nothing is left, the row is the prior."
     T = schedule.T
     every = torch.arange(T + 1)
-    assert torch.equal(kept(schedule, every, every, 1), torch.ones(T + 1).double())
+    assert torch.equal(alpha_bar_ratio(schedule, every, every, 1), torch.ones(T + 1).double())
     scale, var = jump(schedule, every, every, 1)
     assert torch.equal(scale, torch.ones(T + 1).double()) and torch.equal(var, torch.zeros(T + 1).double())
     for s, t in [(s, t) for t in range(1, T + 1) for s in range(t + 1)]:
@@ -392,7 +396,7 @@ def test_examples_of_one_position_may_have_no_axis_for_it(name):
     process, t = ALL[name](5, 6), torch.tensor([1, 3, 6])
     classes = lambda half: torch.tensor([0, 3, 2])
     x0, x_t, out = example(process, classes, (3,), t, seeds(0)[0])
-    wide = lambda x: unpack([part.unsqueeze(1) for part in parts(x)])
+    wide = lambda x: unpack([part.unsqueeze(1) for part in as_tuple(x)])
     def tensors(x): return [part for y in x for part in tensors(y)] if isinstance(x, tuple) else [x]
     def equal(a, b): assert all(torch.equal(p, q.reshape(p.shape)) for p, q in zip(tensors(a), tensors(b), strict=True)), name
     equal(process.q_sample(x0, t, seeds(0)[0]), process.q_sample(wide(x0), t, seeds(0)[0]))
@@ -405,11 +409,11 @@ def test_examples_of_one_position_may_have_no_axis_for_it(name):
         torch.testing.assert_close(f(out, x0, x_t, t), f(wide(out), wide(x0), wide(x_t), t))
     assert process.L_T(x0).shape == (3,)
     torch.testing.assert_close(process.L_T(x0), process.L_T(wide(x0)))
-    model = lambda x_t, t: unpack([0.1 * wave(*x.shape, getattr(half, 'channels', half.K)) for half, x in zip(halves(process), parts(x_t))])
+    model = lambda x_t, t: unpack([0.1 * wave(*x.shape, getattr(half, 'channels', half.K)) for half, x in zip(halves(process), as_tuple(x_t))])
     found = elbo(process, model, x0, generator=seeds(2)[0])
-    assert math.isclose(found['bits_per_dim'], found['total'] / len(parts(x0)) / math.log(2))
-    shape = unpack([(3,)] * len(parts(x0)))
-    equal(generate(process, model, shape, generator=seeds(3)[0]), generate(process, model, unpack([(3, 1)] * len(parts(x0))), generator=seeds(3)[0]))
+    assert math.isclose(found['bits_per_dim'], found['total'] / len(as_tuple(x0)) / math.log(2))
+    shape = unpack([(3,)] * len(as_tuple(x0)))
+    equal(generate(process, model, shape, generator=seeds(3)[0]), generate(process, model, unpack([(3, 1)] * len(as_tuple(x0))), generator=seeds(3)[0]))
 
 
 def test_the_decoder_of_a_vae_adds_up_each_example():
@@ -454,21 +458,21 @@ def test_the_advice_for_keep_fits():
     cases = ((torch.tensor([[0., 0.3, 0.6, 1.]]), 'keep > 0.5'),
              (torch.tensor([[0, 1, 0, 1]]), 'use keep.bool()'), (torch.tensor([[0, 3, 2, 1]]), 'compare'))
     for keep, words in cases:
-        with pytest.raises(DtypeError, match=re.escape(words)): hold(process, x, (x, keep), 1)
+        with pytest.raises(DtypeError, match=re.escape(words)): overwrite_known(process, x, (x, keep), 1)
 
 
 @pytest.mark.parametrize('name', ALL)
 def test_entries_that_are_not_kept_may_be_anything(name):
     process = ALL[name](5, 6)
     keep, x0 = torch.arange(8).expand(2, 8) % 2 == 0, torch.arange(16).reshape(2, 8) % 4
-    model = lambda x_t, t: unpack([0.1 * wave(*x.shape, getattr(half, 'channels', half.K)) for half, x in zip(halves(process), parts(x_t))])
+    model = lambda x_t, t: unpack([0.1 * wave(*x.shape, getattr(half, 'channels', half.K)) for half, x in zip(halves(process), as_tuple(x_t))])
     n = len(halves(process))
     twice = lambda x: unpack([x] * n)
     def known(other): return twice(torch.where(keep, x0, other)), twice(keep)
     results = [generate(process, model, twice((2, 8)), known=known(other), generator=seeds(0)[0])
                for other in (0, 17, -3)]
     for result in results:
-        for first, part in zip(parts(results[0]), parts(result)): assert torch.equal(first, part) and torch.equal(part[keep], x0[keep])
+        for first, part in zip(as_tuple(results[0]), as_tuple(result)): assert torch.equal(first, part) and torch.equal(part[keep], x0[keep])
     with pytest.raises(ClassError): generate(process, model, twice((2, 8)), known=(twice(torch.where(keep, 17, x0)), twice(keep)))
 
 

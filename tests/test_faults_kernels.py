@@ -1,4 +1,4 @@
-"Kernels of chapters 07 and 08 where a formula used to end: tails, narrow integers, limits, wrapped processes, randomness per example."
+"Kernels of chapters 06 and 08 where a formula used to end: tails, narrow integers, limits, wrapped processes, randomness per example."
 import copy
 import math
 import pickle
@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from discdiff_nb.absorbing import (Reweighted, blind_constant, blind_kl, blind_posterior, bound_weight, continuous_elbo,
-                                   hazard, linear_alpha, masked_nll, nll_by_masks, order_nll)
+from discdiff_nb.absorbing import (Reweighted, blind_constant, blind_kl, blind_posterior,
+                                   bound_weight, continuous_elbo, linear_alpha, masked_nll,
+                                   nll_by_masks, order_nll, unmasking_rate)
 from discdiff_nb.core import (INTEGERS, ClassError, DiscdiffError, Schedule, ScheduleError, ShapeError, TimeError,
                               cosine_schedule, kl_categorical, linear_schedule, reciprocal_schedule)
-from discdiff_nb.d3pm import (Absorbing, DiscretizedGaussian, NearestNeighbour, Q_bar, absorbing_kl, absorbing_Q,
+from discdiff_nb.d3pm import (Absorbing, DiscretizedGaussian, NearestNeighbour, Q_bar, absorbing_kl, absorbing_Q, gaussian_Q,
                               check_reachable, gaussian_steps, hybrid, hybrid_loss, knn_graph, log_mask_jump,
                               log_q_path, log_reveal, matrix_elbo, matrix_posterior, matrix_step, no_mask,
                               reveal_probability, uniform_Q)
@@ -276,7 +277,7 @@ def test_limits_of_weights():
     assert L.item() == pytest.approx(math.log(2))
     t, n = torch.tensor([1, 2, 3]), torch.tensor([0, 0, 0])
     assert (blind_constant(Schedule([0, 0.5, 0, 1]), t, n) == 0).all()
-    with pytest.raises(TimeError, match='0..1'): hazard(linear_alpha, torch.zeros(2).double())
+    with pytest.raises(TimeError, match='0..1'): unmasking_rate(linear_alpha, torch.zeros(2).double())
     constant = lambda u: (1 - u) ** 40 * 0 + torch.where(u < 0.9, 1., 0.) * (1 - u * 1e-30) # nothing masked before 0.9
     x0 = torch.zeros(8, 2).long()
     def certain(x_t, t): return torch.zeros(*x_t.shape, 3)

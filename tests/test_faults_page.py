@@ -69,7 +69,7 @@ def test_an_address_that_moves_is_written_everywhere(tree):
         except UnicodeDecodeError: continue
         found += [f'{path.relative_to(tree)}: {m[0]}' for m in stale.finditer(words)]
     assert found and all(f.startswith('tests/test_faults_page.py') for f in found), found # this file's pattern
-    assert 'elsewhere/moved/blob/trunk/nbs/00_core.ipynb' in (tree / 'README.md').read_text()
+    assert 'elsewhere/moved/blob/trunk/nbs/01_core.ipynb' in (tree / 'README.md').read_text()
 
 
 # the install cell
@@ -235,15 +235,15 @@ def notebook(path, *markdown):
 
 
 def test_links_that_a_renderer_loses_are_counted(tmp_path):
-    words = ('| a | b |\n|---|---|\n| x | [one](07_d3pm.ipynb#the-mask)<details><summary>2</summary>'
-             '[two](07_d3pm.ipynb#the-mask)<br>[three](https://a.example/b)</details> |\n')
+    words = ('| a | b |\n|---|---|\n| x | [one](06_d3pm.ipynb#the-mask)<details><summary>2</summary>'
+             '[two](06_d3pm.ipynb#the-mask)<br>[three](https://a.example/b)</details> |\n')
     notebook(tmp_path / 'nbs' / '91_equations.ipynb', '# T', words, '`[no](code.ipynb)` ![no](image.png)\n```\n[no](c.d)\n```')
-    one, two = '<a href="./d3pm.html#the-mask">x</a>', '<a href="07_d3pm.html#the-mask">x</a>'
+    one, two = '<a href="./d3pm.html#the-mask">x</a>', '<a href="06_d3pm.html#the-mask">x</a>'
     other = '<a href="https://a.example/b">x</a>'
     for page, rest in ('equations.html', one), ('91_equations.html', two):
         out = tmp_path / page / '_docs'
         out.mkdir(parents=True)
-        (out / page).write_text(f'<a href="07_d3pm.html#the-mask">menu</a><main>{rest}</main>{other}')
+        (out / page).write_text(f'<a href="06_d3pm.html#the-mask">menu</a><main>{rest}</main>{other}')
         assert docs.lost_links(out, tmp_path / 'nbs') == [
             '91_equations.ipynb: 1 of its 2 links to d3pm.html#the-mask are not on its page',
             '91_equations.ipynb: 1 of its 1 links to https://a.example/b are not on its page']
@@ -263,11 +263,11 @@ def test_no_link_stands_in_a_fold_in_a_table():
 def test_exercises_and_solutions_come_last_in_the_search():
     def entry(href, section, words): return dict(objectID=href, href=href, title='T', section=section, text=words)
     found = local_site.search_index([
-        entry('exercises/07_d3pm.html', '', 'one'), entry('exercises/07_d3pm.html#a', 'Jumps', 'two'), entry('404.html', '', 'x'),
-        entry('solutions/07_d3pm.html#b', 'Jumps', 'three'), entry('07_d3pm.html#jumps', 'Jumps', 'four')])
+        entry('exercises/06_d3pm.html', '', 'one'), entry('exercises/06_d3pm.html#a', 'Jumps', 'two'), entry('404.html', '', 'x'),
+        entry('solutions/06_d3pm.html#b', 'Jumps', 'three'), entry('06_d3pm.html#jumps', 'Jumps', 'four')])
     assert [(e['href'], e['section'], e['text']) for e in found] == [
-        ('07_d3pm.html#jumps', 'Jumps', 'four'), ('exercises/07_d3pm.html', '', 'one Jumps two'),
-        ('solutions/07_d3pm.html', '', 'three')]
+        ('06_d3pm.html#jumps', 'Jumps', 'four'), ('exercises/06_d3pm.html', '', 'one Jumps two'),
+        ('solutions/06_d3pm.html', '', 'three')]
 
 
 def test_every_heading_of_a_reference_page_is_found():

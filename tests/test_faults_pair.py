@@ -1,4 +1,4 @@
-"""What once went wrong in chapters 09, 10 and 13, each with its whole kind."""
+"""What once went wrong in chapters 10, 13 and 18, each with its whole kind."""
 import contextlib
 import copy
 import io
@@ -54,7 +54,7 @@ def awake(net):
 def test_networks_read_every_integer_dtype(name, dtype):
     "Classes, times, labels and texts of any integer dtype give the numbers of int64, up to K = 1024."
     torch.manual_seed(0)
-    more = [] if name == 'causal' else [dict(levels=256, residual=True), dict(levels=256, logistic=2, residual=True)]
+    more = [] if name == 'causal' else [dict(ordered_classes=256, input_residual=True), dict(ordered_classes=256, logistic=2, input_residual=True)]
     for K, options in ((257, {}), (1024, {}), *[(257, o) for o in more]):
         net = awake(NETWORKS[name](K, cond=COND, **options))
         top = min(K - 1, torch.iinfo(dtype).max)
@@ -82,7 +82,7 @@ def test_the_parts_of_networks_read_every_integer_dtype(dtype):
     time = nets.Time(1024, 8)
     assert torch.equal(time(x[0, 1:].to(dtype)), time(x[0, 1:]))
     assert torch.equal(nets.time_features(x[0].to(dtype), 127, 8), nets.time_features(x[0], 127, 8))
-    net = nets.UNet(129, 10, (4,), 8, levels=128, residual=True)
+    net = nets.UNet(129, 10, (4,), 8, ordered_classes=128, input_residual=True)
     out = torch.randn(1, 3, 129)
     assert torch.equal(nets.answer(net, out, x.to(dtype)), nets.answer(net, out, x))
 
@@ -164,7 +164,7 @@ def test_joint_reads_every_integer_dtype(dtype):
     weighted = [joint.weighted_given_y(process, model, (4, 3), clean[1], keep[1], seed()) for clean in (small, pairs)]
     assert torch.equal(weighted[0][1], weighted[1][1])
     for a, b in zip(joint.clean_mix(process, small, t.to(dtype), seed()), joint.clean_mix(process, pairs, t, seed())):
-        for part, same in zip(core.parts(a), core.parts(b)): assert torch.equal(part, same)
+        for part, same in zip(core.as_tuple(a), core.as_tuple(b)): assert torch.equal(part, same)
     by_time = lambda z_t, times: model(z_t, times[:, 1])
     assert torch.equal(joint.mix_loss(process, by_time, small, t.to(dtype), seed()), joint.mix_loss(process, by_time, pairs, t, seed()))
     assert torch.equal(joint.given_y(by_time, small[1])(z[0], t.to(dtype)), joint.given_y(by_time, pairs[1])(z[0], t))
@@ -272,7 +272,7 @@ def test_a_pair_is_the_same_in_any_batch(y_process):
     each = core.elbo(process, model, clean, generator=gens(5))['each']
     for i in range(5):
         row, g = slice(i, i + 1), lambda: gens(5)[i:i + 1]
-        some, kept = core.rows(clean, row), core.rows(keep, row)
+        some, kept = core.index_batch(clean, row), core.index_batch(keep, row)
         alone = core.generate(process, model, shape(1), generator=g(), known=(some, kept))
         assert all(torch.equal(a, b[row]) for a, b in zip(alone, held))
         (_, y_one), w_one = joint.weighted_given_y(process, model, (1, 3), some[1], kept[1], g())

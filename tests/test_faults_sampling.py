@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from discdiff_nb import data
+from discdiff_nb import core, data
 from discdiff_nb.core import (
     INTEGERS, DiscdiffError, NotFiniteError, cosine_schedule, elbo, generate, linear_schedule,
     reciprocal_schedule, sigmoid_schedule)
@@ -18,11 +18,11 @@ from discdiff_nb.d3pm import Absorbing
 from discdiff_nb.gaussian import Gaussian, clipped, jump, posterior, target_line, to_classes
 from discdiff_nb.joint import Joint
 from discdiff_nb.multinomial import Multinomial
-from discdiff_nb.sampling import (
-    Counted, Remasking, clean_logits, ddim, ddim_step, fill, generate_by_confidence,
-    generate_few_calls, generated_p, guided, inpaint, log_p_given_times, nucleus,
-    number_of_calls, perfect_gaussian, perfect_network, reveal_times, start_time, temper,
-    windowed)
+from discdiff_nb.sampling import (Counted, Remasking, clean_logits, ddim, ddim_step,
+                                  generate_by_confidence, generate_few_calls, generated_p, guided,
+                                  inpaint, log_p_given_times, number_of_calls, perfect_gaussian,
+                                  perfect_network, reveal_in_order, reveal_times, start_time,
+                                  windowed, with_temperature, with_top_p)
 from discdiff_nb.viz import pixels
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -337,8 +337,8 @@ SAMPLERS = {
     'ddim': lambda B, g: generate(clipped(ddim(GAUSS, 0.5)), lone(GAUSS), (B, 6), generator=g),
     'ddim, no noise': lambda B, g: generate(ddim(GAUSS), lone(GAUSS), (B, 6), 4, g),
     'windows': windows,
-    'temper, nucleus': lambda B, g: generate(
-        MASK, temper(MASK, nucleus(MASK, lone(MASK), 0.9), 0.7), (B, 6), generator=g
+    'temperature, top p': lambda B, g: generate(
+        MASK, with_temperature(MASK, with_top_p(MASK, lone(MASK), 0.9), 0.7), (B, 6), generator=g
     ),
     'reveal times': lambda B, g: reveal_times(MASK, (B, 6), g),
 }
@@ -396,13 +396,13 @@ def test_every_sampler_asks_in_evaluation_mode(training):
     models = [
         net,
         Counted(net),
-        temper(MASK, net, 0.5),
-        nucleus(MASK, Counted(net), 0.9),
+        with_temperature(MASK, net, 0.5),
+        with_top_p(MASK, Counted(net), 0.9),
         guided(net, torch.zeros(3).long(), 2, 2.0),
-        windowed(MASK, temper(MASK, net, 2.0), (3,), 1),
+        windowed(MASK, with_temperature(MASK, net, 2.0), (3,), 1),
         functools.partial(net, y=None),
         net.forward,
-        Counted(functools.partial(temper(MASK, net, 1.0))),
+        Counted(functools.partial(with_temperature(MASK, net, 1.0))),
     ]
     x0, keep, tau = (
         torch.zeros(3, 6).long(),
@@ -417,7 +417,7 @@ def test_every_sampler_asks_in_evaluation_mode(training):
         log_p_given_times(MASK, model, x0, torch.full((3, 6), 4), tau)
         elbo(MASK, model, x0, 2, seed(0))
     assert net.asked_in_training == 0 and net.training == training and net.drop.training != training
-    generated_p(MASK, temper(MASK, net, 0.5), 2)
+    generated_p(MASK, with_temperature(MASK, net, 0.5), 2)
     assert net.asked_in_training == 0
 
 
@@ -462,8 +462,8 @@ def test_integers_of_every_size(dtype, K, n):
     small = Multinomial(2, cosine_schedule(T))
     calls = [
         lambda i: inpaint(mask, model, i(x0), keep, seed(0)),
-        lambda i: fill(uniform, model, i(x0), i(tau), seed(0)),
-        lambda i: fill(mask, model, i(x_t), i(torch.where(x_t == K - 1, tau, 0)), seed(0)),
+        lambda i: reveal_in_order(uniform, model, i(x0), i(tau), seed(0)),
+        lambda i: reveal_in_order(mask, model, i(x_t), i(torch.where(x_t == K - 1, tau, 0)), seed(0)),
         lambda i: log_p_given_times(uniform, model, i(x0), i(x0), i(tau)),
         lambda i: number_of_calls(i(tau)),
         lambda i: reveal_times(mask, (4, 3), seed(0), i(t)),
@@ -477,8 +477,8 @@ def test_integers_of_every_size(dtype, K, n):
         lambda i: clipped(ddim(gauss, 0.5)).step(
             levels[..., None], levels, i(t), i(t - 1), seed(0)
         ),
-        lambda i: temper(mask, model, 0.5)(i(x_t), i(t)),
-        lambda i: nucleus(mask, model, 0.5)(i(x_t), i(t)),
+        lambda i: with_temperature(mask, model, 0.5)(i(x_t), i(t)),
+        lambda i: with_top_p(mask, model, 0.5)(i(x_t), i(t)),
         lambda i: guided(model, i(y), K, 2.0)(i(x_t), i(t)),
         lambda i: windowed(mask, lambda x, t: out[:, :2], (2,), 1)(i(x_t), i(t)),
         lambda i: perfect_network(small, p_words, 3)(i(x0 % 2), i(t)),
@@ -511,9 +511,9 @@ def test_data_in_integers_of_every_size(dtype, K, n):
     letters = torch.randint(28, (30,), generator=g)
     calls = [
         lambda i: data.reduce_levels(i(x), K, 2),
-        lambda i: data.pixel_marginals(i(x), K),
-        lambda i: data.pixel_marginals(i(labels), 10),
-        lambda i: data.minibatch(i(x), 3, 4, 0).long(),
+        lambda i: core.pixel_marginals(i(x), K),
+        lambda i: core.pixel_marginals(i(labels), 10),
+        lambda i: core.minibatch(i(x), 3, 4, 0).long(),
         lambda i: data.windows(i(text), 7),
         lambda i: data.crops(i(text), 7, 2, 5, 0),
         lambda i: data.ngram_bits(data.ngram_fit(i(text), 2, K), i(text)),
@@ -537,8 +537,8 @@ FRACTIONS = torch.rand(40, generator=seed(0))
 @pytest.mark.parametrize(
     'call',
     [
-        lambda: data.minibatch(FRACTIONS[:, None], 0, 4, 0),
-        lambda: data.pixel_marginals(FRACTIONS[:, None], 16),
+        lambda: core.minibatch(FRACTIONS[:, None], 0, 4, 0),
+        lambda: core.pixel_marginals(FRACTIONS[:, None], 16),
         lambda: data.reduce_levels(FRACTIONS, 256, 16),
         lambda: pixels(FRACTIONS.view(1, 5, 8), 16),
         lambda: inpaint(MASK, lone(MASK), FRACTIONS[:30].view(5, 6), KEEP),
@@ -601,10 +601,10 @@ def test_pictures_of_another_shape():
 def test_batches_of_what_is_none():
     for x in (torch.tensor(3), torch.zeros(0, 3).long()):
         with pytest.raises(DiscdiffError):
-            data.minibatch(x, 0, 2, 0)
+            core.minibatch(x, 0, 2, 0)
     for batch_size, step in ((2.5, 0), (2, 0.5), (True, 0), ('2', 0)):
         with pytest.raises(DiscdiffError):
-            data.minibatch(torch.arange(9), step, batch_size, 0)
+            core.minibatch(torch.arange(9), step, batch_size, 0)
         with pytest.raises(DiscdiffError):
             data.crops(torch.arange(9), 3, step, batch_size, 0)
 
@@ -618,7 +618,7 @@ def test_a_cold_model_answers_its_likeliest_class(dtype, temperature):
     logits = torch.tensor(
         [[[50.0, 49.0, -math.inf, 48.0, 1e4]], [[-3.0, -2.0, -math.inf, -5.0, 0.0]]], dtype=dtype
     )
-    p = temper(MASK, lambda x_t, t: logits, temperature)(
+    p = with_temperature(MASK, lambda x_t, t: logits, temperature)(
         torch.zeros(2, 1).long(), torch.tensor([1, 2])
     ).softmax(-1)
     assert torch.equal(
@@ -638,7 +638,7 @@ def test_top_p_keeps_the_same_classes_in_every_dtype(counts, n, shift):
     want = [k in ordered[:n] for k in range(K)]
     for dtype in (torch.float32, torch.float64):
         logits = torch.tensor([math.log(c / total) + shift / 7 for c in counts], dtype=dtype)
-        got = nucleus(
+        got = with_top_p(
             Multinomial(K, cosine_schedule(3)), lambda x_t, t: logits.expand(1, 1, K), float(goal)
         )(torch.zeros(1, 1).long(), torch.tensor([1]))
         assert (got[0, 0] > -math.inf).tolist() == want

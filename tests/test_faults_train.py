@@ -57,7 +57,7 @@ def independent(a, b, what):
 def test_noise_and_dropout_are_independent():
     "P(position i masked | feature i + 1 dropped) was .974."
     probe = Probe()
-    fit(process, probe, torch.randint(4, (16, N)), 40, batch_size=4, times='alone')
+    fit(process, probe, torch.randint(4, (16, N)), 40, batch_size=4, times='iid')
     # masked entries of one example share their time: compare within each, where both are exchangeable
     for step, (masked, gone) in enumerate(zip(probe.masked, probe.gone)): independent(masked, gone, f'step {step}')
     independent(torch.cat(probe.masked), torch.cat(probe.gone), 'all steps')

@@ -188,7 +188,7 @@ def network(job, process, shape):
         net = nets.Transformer(process.K, process.T, shape, rope=True, causal=causal, **job.net)
         return net.to(device())
     real = isinstance(process, Gaussian)
-    inout = dict(K=process.channels, real=True) if real else dict(K=process.K, levels=job.K)
+    inout = dict(K=process.channels, real=True) if real else dict(K=process.K, ordered_classes=job.K)
     return nets.UNet(T=process.T, shape=shape, cond=dict(y=10), **inout, **job.net).to(device())
 
 

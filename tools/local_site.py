@@ -31,7 +31,7 @@ def anchored(page):
 
 def localize(page, up, site_url, names, ids):
     """The page's HTML with its own KaTeX and links; `up` leads from the page to the site's root ('' or '../').
-    `names` maps the published name of a page (core.html) to its name here (smalldocs: 00_core.html), `ids` that to its anchors."""
+    `names` maps the published name of a page (core.html) to its name here (smalldocs: 01_core.html), `ids` that to its anchors."""
     def link(match):
         name = names.get(match[2], match[2] or 'index.html')
         anchor = next((a for a in (match[3], match[3].rpartition('.')[0]) if a in ids.get(name, ())), '')

@@ -39,7 +39,7 @@ DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
 NAMED = [
     ('rho', 'd3pm', 'first_terms', 'math.lgamma(i + 1)).exp()', 'math.lgamma(i)).exp()'),
     ('percent', 'metrics', 'fsd', '100 * ', ''),
-    ('levels', 'nets', 'class_levels', 'k < levels', 'k <= levels'),
+    ('levels', 'nets', 'class_levels', 'k < ordered_classes', 'k <= ordered_classes'),
     ('attend', 'nets', 'Attend.forward', 'self.kv(seen', 'self.kv(x'),
 ]
 

@@ -1,4 +1,4 @@
-"""Run notebooks from top to bottom and keep their outputs: `python tools/run_nb.py nbs/07_d3pm.ipynb ...`
+"""Run notebooks from top to bottom and keep their outputs: `python tools/run_nb.py nbs/06_d3pm.ipynb ...`
 
 Cells that nbdev would not test (`#| eval: false`, `#| notest`, `#| slow`, `#| cuda`) keep the outputs they have;
 `--flags slow cuda` runs those too. A cell that fails stops the run, and the file on disk stays as it was.
