@@ -15,7 +15,8 @@ from discdiff_nb.core import (INTEGERS, INTEGER_NAMES, ClassError, DtypeError, P
                               gather_t, generate, index_batch, linear_schedule, overwrite_known,
                               reciprocal_schedule)
 from discdiff_nb.d3pm import Absorbing, DiscretizedGaussian, NearestNeighbour, hybrid
-from discdiff_nb.gaussian import (Gaussian, PREDICT, VARIANCE, ancestral_step, bayes_network, checked_levels, clipped,
+from discdiff_nb.data import reduce_levels
+from discdiff_nb.gaussian import (Gaussian, PREDICT, VARIANCE, ancestral_step, bayes_network, checked_levels, clipped, ddpm_loss,
     gaussian_kl, jump, level_loss, log_bin, path_log_weights, posterior, predicted_x0,
     reverse_step, reverse_variance, simple_loss, target_line, target_weight, to_levels)
 from discdiff_nb.joint import Joint
@@ -179,6 +180,8 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
     'gaussian.predicted_x0': [(lambda t: predicted_x0(LEVELS, answers(t), floats(t), t), lambda top: (times(top),))],
     'gaussian.target_weight': [(lambda t: target_weight(LONG, 'eps', t, torch.ones(len(t))), lambda top: (times(top)[1:],))],
     'gaussian.simple_loss': [(lambda x, t: simple_loss(LEVELS, answers(t), x, floats(t), t), lambda top: (times(top), times(top)))],
+    'gaussian.ddpm_loss': [(lambda x, t: ddpm_loss(LEVELS, answers(t), x, floats(t), t),
+                            lambda top: (times(top), times(top)))],
     'gaussian.reverse_variance': [(lambda s, t, v=v: reverse_variance(LONG, v, s, t, floats(t)), before) for v in VARIANCE],
     'gaussian.log_bin': [(lambda x: log_bin(x, 1024, torch.zeros(len(x)), torch.ones(len(x))), lambda top: (below(top),))],
     'gaussian.checked_levels': [(lambda s, t: checked_levels(LEVELS, floats(t), t, s, t), before)],
@@ -447,7 +450,8 @@ def test_the_advice_for_floats_keeps_the_picture(K, kind, seed):
     assert ('x0.long()' in message) == (kind in ('whole', 'bool')), message
     if kind == 'scaled': return
     advice = re.search(r'((?:reduce_levels|to_classes)\(.*\)) of chapter|use (x0\.long\(\))', message)
-    classes = eval(advice[1] or advice[2])
+    names = dict(x0=x0, torch=torch, reduce_levels=reduce_levels, to_classes=gaussian.to_classes)
+    classes = eval(advice[1] or advice[2], names)
     check_classes(classes, K)
     assert torch.corrcoef(torch.stack([classes.float(), x0.float()]))[0, 1] > 0.8
     if kind in ('0..1', '-1..1'): assert len(classes.unique()) > min(K, 40) / 3
