@@ -1,4 +1,4 @@
-"""How the book reads, as one table: `python tools/bars.py`
+"""How the book reads, as one table: `python tools/bars.py [NOTEBOOK ...]`
 
 Lines, cells and words of the notebooks and of what is exported from them, beside what is asked.
 Exit status 1 if a bar is missed."""
@@ -102,9 +102,8 @@ def first_sample():
     return marks[0] if marks else None
 
 
-def measure():
+def measure(paths):
     "name -> (measured, asked, whether it holds)"
-    paths = chapters()
     books = [p for p in paths if number(p) not in REFERENCE]
     lines = [line for p in paths for text in exported(p) for line in text.split('\n')]
     every = [line for p in paths for text in code(p) for line in text.split('\n')]
@@ -123,6 +122,7 @@ def measure():
     n = sum(packed(text) for p in paths for text in code(p))
     row('`;`, walrus inside a call, tuple statements', n, '0', n == 0)
     for name, part, most in (('chapter', length, (75, 1800)), ('derivation', derive, (70, 1600))):
+        if not part: continue
         for what, i in (('cells', 0), ('words', 1)):
             stem = max(part, key=lambda s: part[s][i])
             n = part[stem][i]
@@ -137,7 +137,8 @@ def measure():
 
 
 def main():
-    rows = measure()
+    named = [Path(arg).resolve() for arg in sys.argv[1:]]
+    rows = measure(named or chapters())
     width = max(map(len, rows))
     for name, (measured, asked, holds) in rows.items():
         print(f'{name:<{width}}  {measured:<40} asked {asked:<8} {"" if holds else "missed"}')
