@@ -1,4 +1,4 @@
-"""What once went wrong in chapters 10, 13 and 18, each with its whole kind."""
+"""What once went wrong in chapters 10, 13, 18 and 22, each with its whole kind."""
 import contextlib
 import copy
 import io
@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from discdiff_nb import core, d3pm, gaussian, joint, metrics, multinomial, nets
+from discdiff_nb import core, d3pm, gaussian, joint, layouts, metrics, multinomial, nets
 from discdiff_nb.core import INTEGERS
 
 SMALL = [dtype for dtype in INTEGERS if dtype != torch.int64]
@@ -20,14 +20,14 @@ SMALL = [dtype for dtype in INTEGERS if dtype != torch.int64]
 def test_clean_mix_visits_every_mode_at_every_time():
     "Mode and time of a training batch are independent, whatever the batch size, when t rises along the batch."
     T = 100
-    process, g = joint.shapes_process(T), torch.Generator().manual_seed(0)
+    process, g = layouts.shapes_process(T), torch.Generator().manual_seed(0)
     nothing = tuple(torch.zeros(64, *s).long() for s in ((1, 1, 1), (1, 1)))
     share = torch.tensor([1 / 2, 1 / 4, 1 / 4])[:, None].expand(3, T).flatten()
     for B, batches in ((1, 6000), (3, 4000), (64, 2000)):
         seen = torch.zeros(4, T + 1)
         for _ in range(batches):
             t = 1 + ((torch.arange(B) + torch.rand((), generator=g)) * T / B).long().clamp(max=T - 1)
-            _, times = joint.clean_mix(process, tuple(half[:B] for half in nothing), t, g)
+            _, times = layouts.clean_mix(process, tuple(half[:B] for half in nothing), t, g)
             mode = 2 * (times[:, 0] == 0) + (times[:, 1] == 0)
             seen.index_put_((mode, t), torch.ones(B), accumulate=True)
         count, n = seen[:3, 1:].reshape(-1), seen.sum()
@@ -163,11 +163,11 @@ def test_joint_reads_every_integer_dtype(dtype):
     assert all(torch.equal(a, b) for a, b in zip(*drawn))
     weighted = [joint.weighted_given_y(process, model, (4, 3), clean[1], keep[1], seed()) for clean in (small, pairs)]
     assert torch.equal(weighted[0][1], weighted[1][1])
-    for a, b in zip(joint.clean_mix(process, small, t.to(dtype), seed()), joint.clean_mix(process, pairs, t, seed())):
+    for a, b in zip(layouts.clean_mix(process, small, t.to(dtype), seed()), layouts.clean_mix(process, pairs, t, seed())):
         for part, same in zip(core.as_tuple(a), core.as_tuple(b)): assert torch.equal(part, same)
     by_time = lambda z_t, times: model(z_t, times[:, 1])
-    assert torch.equal(joint.mix_loss(process, by_time, small, t.to(dtype), seed()), joint.mix_loss(process, by_time, pairs, t, seed()))
-    assert torch.equal(joint.given_y(by_time, small[1])(z[0], t.to(dtype)), joint.given_y(by_time, pairs[1])(z[0], t))
+    assert torch.equal(layouts.mix_loss(process, by_time, small, t.to(dtype), seed()), layouts.mix_loss(process, by_time, pairs, t, seed()))
+    assert torch.equal(layouts.given_y(by_time, small[1])(z[0], t.to(dtype)), layouts.given_y(by_time, pairs[1])(z[0], t))
 
 
 @pytest.mark.parametrize('dtype', SMALL)
@@ -178,12 +178,12 @@ def test_the_tiny_and_the_shapes_network_read_every_integer_dtype(dtype):
     z, t = (torch.randn(6, 1).double(), torch.randint(3, (6, 2))), torch.tensor([1, 2, 3, 4, 5, 1])
     model = joint.bayes_model(process, p / p.sum())
     for a, b in zip(model((z[0], z[1].to(dtype)), t.to(dtype)), model(z, t)): assert torch.equal(a, b)
-    net, z, t = joint.ShapesNet(4, 100, 8).eval(), (torch.randn(2, 3, 8, 8), torch.randint(4, (2, 8, 8))), torch.tensor([1, 100])
+    net, z, t = layouts.ShapesNet(4, 100, 8).eval(), (torch.randn(2, 3, 8, 8), torch.randint(4, (2, 8, 8))), torch.tensor([1, 100])
     for a, b in zip(net((z[0], z[1].to(dtype)), t.to(dtype)), net(z, t)): assert torch.equal(a, b)
 
 
 def test_the_shapes_network_refuses_what_it_was_not_built_for():
-    net, x, y, t = joint.ShapesNet(4, 100, 8), torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8).long(), torch.tensor([1, 100])
+    net, x, y, t = layouts.ShapesNet(4, 100, 8), torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8).long(), torch.tensor([1, 100])
     for z_t, times, error in (((x.long(), y), t, core.DtypeError), ((x, y + 4), t, core.ClassError),
                               ((x, y), t + 1, core.TimeError), (x, t, core.ShapeError)):
         with pytest.raises(error): net(z_t, times)
@@ -248,9 +248,9 @@ def test_a_joint_process_of_wrapped_halves_is_copied_and_pickled(y_process, wrap
 
 
 def test_the_models_of_one_half_are_copied_and_pickled():
-    net, x, y = joint.ShapesNet(4, 100, 8).eval(), torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8).long()
+    net, x, y = layouts.ShapesNet(4, 100, 8).eval(), torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8).long()
     t = torch.tensor([1, 100])
-    for model, z in ((joint.given_x(net, x), y), (joint.given_y(net, y), x)):
+    for model, z in ((layouts.given_x(net, x), y), (layouts.given_y(net, y), x)):
         for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(same(z, t), model(z, t))
         with pytest.raises(core.ShapeError): model(z[:1], t[:1])
@@ -321,9 +321,9 @@ def test_measuring_is_done_in_evaluation_mode_and_the_mode_comes_back():
     clean, g = (torch.randint(16, (6, 3)), torch.randint(5, (6, 2))), torch.Generator().manual_seed(0)
     keep = torch.ones(6, 2).bool()
     core.elbo(process, net, clean, n_t=2, generator=g)
-    core.elbo(process.halves[0], joint.given_y(net, clean[1]), clean[0], n_t=2, generator=g)
-    core.elbo(process.halves[1], joint.given_x(net, gaussian.to_levels(clean[0], 16)), clean[1], n_t=2, generator=g)
-    core.generate(process.halves[0], joint.given_y(net, clean[1]), (6, 3), generator=g)
+    core.elbo(process.halves[0], layouts.given_y(net, clean[1]), clean[0], n_t=2, generator=g)
+    core.elbo(process.halves[1], layouts.given_x(net, gaussian.to_levels(clean[0], 16)), clean[1], n_t=2, generator=g)
+    core.generate(process.halves[0], layouts.given_y(net, clean[1]), (6, 3), generator=g)
     joint.weighted_given_y(process, net, (6, 3), clean[1], keep, g)
     assert set(net.modes) == {(False, False)} and net.training and net.dropout.training
     torch.manual_seed(0)
@@ -432,15 +432,15 @@ def test_the_clean_half_has_time_0_and_no_loss():
         shown.append((z_t, times))
         return z_t[0][..., None], torch.zeros(*z_t[1].shape, 5)
     x, y, t = torch.randn(3, 3), torch.tensor([[0, 1], [2, 3], [4, 0]]), torch.tensor([1, 4, 6])
-    assert joint.given_x(model, x)(y, t).shape == (3, 2, 5) and joint.given_y(model, y)(x, t).shape == (3, 3, 1)
+    assert layouts.given_x(model, x)(y, t).shape == (3, 2, 5) and layouts.given_y(model, y)(x, t).shape == (3, 3, 1)
     for (z_t, times), i in zip(shown, (0, 1)):
         assert torch.equal(z_t[0], x) and torch.equal(z_t[1], y)
         assert torch.equal(times[:, 1 - i], t) and (times[:, i] == 0).all()
     process, _ = pair()
     clean, t = (torch.randint(16, (8, 3)), torch.randint(5, (8, 2))), torch.full((8,), 3)
     seed = lambda: torch.Generator().manual_seed(0)
-    got = joint.mix_loss(process, model, clean, t, seed())
-    z_t, times = joint.clean_mix(process, clean, t, seed())
+    got = layouts.mix_loss(process, model, clean, t, seed())
+    z_t, times = layouts.clean_mix(process, clean, t, seed())
     halves = zip(process.halves, model(z_t, times), clean, z_t, times.T, (3, 2))
     want = sum(6 * half.loss(out, x0, x_t, t)[u > 0].sum() / 8 / n for half, out, x0, x_t, u, n in halves)
     torch.testing.assert_close(got, want)
