@@ -473,6 +473,7 @@ ASSETS = {
     'fashion_mnist_full_absorbing_16.safetensors': 'cdf21bb679e74990e28b24104c9fb32f',
     'fashion_mnist_full_ordinal_16.json': 'e401791d3a33513e1d0c4dc1bc118740',
     'fashion_mnist_full_ordinal_16.safetensors': '93b1532cd98bba374e9bfa182291232e',
+    'fashion_mnist_full_scores.json': 'e16ec5e0ebe9dd05fc3c60ebb20cec45',
     'fashion_mnist_full_uniform_16.json': '7652735a5680371d413c8056632672cd',
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
     'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
@@ -485,16 +486,16 @@ ASSETS = {
     'fashion_mnist_small_drawn.safetensors': '358fd4a81a53e4597e641a78f0fc507b',
     'fashion_mnist_small_neighbour_16.safetensors': '5576cc30d63e05ded8dae502df681c43',
     'fashion_mnist_small_ordinal_16.safetensors': 'b34f17bc82d8e54762977907118fe303',
-    'fashion_mnist_small_uniform_16.safetensors': '4722a15d220c478c2d596ed3cf2a7634',
 }
 
 # %% ../nbs/11_data.ipynb #a55e7502
 ASSETS |= {
+    'fashion_mnist_small_uniform_16.safetensors': '4722a15d220c478c2d596ed3cf2a7634',
     'fashion_mnist_small_uniform_256.safetensors': 'a15d17d601a67d65d5ddfdd81c0ef1c1',
     'joint_shapes.json': '8a38d3e9b91a6c5b26f99c03d6301c6a',
     'joint_shapes.safetensors': 'ea5fb0060171f32fc37c5c7ca15fdefd',
     'speed.json': '99568fa28aee7862fb54a150374817e9',
-    'text_full_novels27_absorbing.json': '8a958b55c23631cbb209ed93950e025e',
+    'text_full_novels27_absorbing.json': '4112eb9f3dd15d3752804e2febe852f1',
     'text_full_novels27_absorbing.safetensors': '0bc35d50af8753103608276e9a2cb20b',
     'text_small_novels27.json': '3dce63ec3c280fa2917bbf5abca95d7d',
     'text_small_novels27_absorbing.safetensors': 'a99ab65ffb637e8a50f7c89dbf4a78db',
