@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from elsewhere import Elsewhere, pretended
 
-from discdiff_nb import absorbing, d3pm, gaussian, joint, layouts, metrics, sampling, vae
+from discdiff_nb import absorbing, continuous, d3pm, gaussian, joint, layouts, metrics, sampling, vae
 from discdiff_nb.core import cosine_schedule, elbo, generate, linear_schedule, reciprocal_schedule
 from discdiff_nb.d3pm import Absorbing, DiscretizedGaussian, NearestNeighbour
 from discdiff_nb.gaussian import Gaussian
@@ -118,7 +118,7 @@ CALLS = {
     'windowed': lambda: generate(mask(), sampling.windowed(mask(), zeros(K + 1), (4,), 2), (B, 7), 5, seed()),
     'log p given times': lambda: sampling.log_p_given_times(mask(), zeros(K + 1), classes(B, D), torch.full((B, D), K, device='cuda'),
                                                             sampling.reveal_times(mask(), (B, D), seed())),
-    'continuous': lambda: absorbing.unmasking_rate(absorbing.cosine_alpha, torch.rand(B, generator=seed(), device='cuda')),
+    'continuous': lambda: continuous.unmasking_rate(continuous.cosine_alpha, torch.rand(B, generator=seed(), device='cuda')),
     'by masks': lambda: absorbing.nll_by_masks(zeros(K + 1), classes(B, D), K),
     'by orders': lambda: absorbing.order_nll(zeros(K + 1), classes(4), K),
     'perfect network': lambda: generate(uniform(), sampling.perfect_network(uniform(), p_of(K ** 2), 2), (B, 2), 5, seed()),
@@ -146,7 +146,7 @@ def test_call(name):
 def test_numbers():
     with pretended():
         real, fake = (torch.randn(60, 4, generator=seed(n), device='cuda') for n in (1, 2))
-        assert absorbing.continuous_elbo(mask(), zeros(K + 1), classes(B, D), 3, seed())['total'] > 0
+        assert continuous.continuous_elbo(mask(), zeros(K + 1), classes(B, D), 3, seed())['total'] > 0
         assert metrics.scores(real, fake)['FD'] > 0 and metrics.frechet_infinity(real, fake, generator=torch.Generator().manual_seed(0))
 
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from discdiff_nb.absorbing import (Reweighted, blind_constant, blind_kl, blind_posterior,
-                                   bound_weight, continuous_elbo, linear_alpha, masked_nll,
-                                   nll_by_masks, order_nll, unmasking_rate)
+                                   bound_weight, masked_nll, nll_by_masks, order_nll)
+from discdiff_nb.continuous import continuous_elbo, linear_alpha, unmasking_rate
 from discdiff_nb.core import (INTEGERS, ClassError, DiscdiffError, Schedule, ScheduleError, ShapeError, TimeError,
                               cosine_schedule, kl_categorical, linear_schedule, reciprocal_schedule)
 from discdiff_nb.d3pm import (Absorbing, DiscretizedGaussian, NearestNeighbour, Q_bar, absorbing_kl, absorbing_Q, gaussian_Q,
