@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .core import (INTEGERS, ClassError, DataError, DtypeError, ScheduleError,
                               ShapeError, TimeError, as_int64, check_classes, check_finite, check_t,
                               device_of, evaluating, sample_categorical)
-from .d3pm import logistic_logits
+from .ordinal import logistic_logits
 
 # %% ../nbs/13_nets.ipynb #81358ac3
 def time_features(

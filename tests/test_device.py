@@ -11,7 +11,8 @@ from elsewhere import Elsewhere, pretended
 
 from discdiff_nb import absorbing, continuous, d3pm, gaussian, joint, layouts, metrics, sampling, vae
 from discdiff_nb.core import cosine_schedule, elbo, generate, linear_schedule, reciprocal_schedule
-from discdiff_nb.d3pm import Absorbing, DiscretizedGaussian, NearestNeighbour
+from discdiff_nb.d3pm import Absorbing
+from discdiff_nb.ordinal import DiscretizedGaussian, NearestNeighbour
 from discdiff_nb.gaussian import Gaussian
 from discdiff_nb.layouts import ShapesNet, shapes_process
 from discdiff_nb.multinomial import Multinomial

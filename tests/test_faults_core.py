@@ -14,7 +14,8 @@ from discdiff_nb.core import (INTEGERS, INTEGER_NAMES, ClassError, DtypeError, P
                               check_classes, check_t, cosine_schedule, earlier_time, elbo,
                               gather_t, generate, index_batch, linear_schedule, overwrite_known,
                               reciprocal_schedule)
-from discdiff_nb.d3pm import Absorbing, DiscretizedGaussian, NearestNeighbour, hybrid
+from discdiff_nb.d3pm import Absorbing, hybrid
+from discdiff_nb.ordinal import DiscretizedGaussian, NearestNeighbour
 from discdiff_nb.data import reduce_levels
 from discdiff_nb.gaussian import (Gaussian, PREDICT, VARIANCE, ancestral_step, bayes_network, checked_levels, clipped, ddpm_loss,
     gaussian_kl, jump, level_loss, log_bin, path_log_weights, posterior, predicted_x0,

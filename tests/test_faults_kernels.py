@@ -13,10 +13,12 @@ from discdiff_nb.absorbing import (Reweighted, blind_constant, blind_kl, blind_p
 from discdiff_nb.continuous import continuous_elbo, linear_alpha, unmasking_rate
 from discdiff_nb.core import (INTEGERS, ClassError, DiscdiffError, Schedule, ScheduleError, ShapeError, TimeError,
                               cosine_schedule, kl_categorical, linear_schedule, reciprocal_schedule)
-from discdiff_nb.d3pm import (Absorbing, DiscretizedGaussian, NearestNeighbour, Q_bar, absorbing_kl, absorbing_Q, gaussian_Q,
-                              check_reachable, gaussian_steps, hybrid, hybrid_loss, knn_graph, log_mask_jump,
-                              log_q_path, log_reveal, matrix_elbo, matrix_posterior, matrix_step, no_mask,
-                              reveal_probability, uniform_Q)
+from discdiff_nb.d3pm import (Absorbing, Q_bar, absorbing_kl, absorbing_Q, check_reachable, hybrid,
+                              hybrid_loss, log_mask_jump, log_q_path, log_reveal, matrix_elbo,
+                              matrix_posterior, matrix_step, no_mask, reveal_probability,
+                              uniform_Q)
+from discdiff_nb.ordinal import (DiscretizedGaussian, NearestNeighbour, gaussian_Q, gaussian_steps,
+                                 knn_graph)
 from discdiff_nb.gaussian import Gaussian
 from discdiff_nb.multinomial import Multinomial
 

@@ -3,7 +3,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from discdiff_nb.core import Schedule, kl_categorical
-from discdiff_nb.d3pm import Absorbing, DiscretizedGaussian, NearestNeighbour, absorbing_Q, gaussian_Q, knn_graph, nearest_Q, uniform_Q
+from discdiff_nb.d3pm import Absorbing, absorbing_Q, uniform_Q
+from discdiff_nb.ordinal import (DiscretizedGaussian, NearestNeighbour, gaussian_Q, knn_graph,
+                                 nearest_Q)
 from discdiff_nb.multinomial import Multinomial
 from discdiff_nb.oracle import Dense
 

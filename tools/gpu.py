@@ -34,7 +34,8 @@ import torch.nn.functional as F
 from discdiff_nb import nets
 from discdiff_nb.core import (Process, Schedule, cosine_schedule, elbo, generate, linear_schedule,
                               reciprocal_schedule, step_times, trajectory)
-from discdiff_nb.d3pm import Absorbing, DiscretizedGaussian, NearestNeighbour, calibrate
+from discdiff_nb.d3pm import Absorbing
+from discdiff_nb.ordinal import DiscretizedGaussian, NearestNeighbour, calibrate
 from discdiff_nb.data import decode, digits, fashion_mnist, novels27, text_file, windows
 from discdiff_nb.gaussian import Gaussian, clipped, to_classes
 from discdiff_nb.multinomial import Multinomial

@@ -37,7 +37,7 @@ DEFS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # Mutants that once survived everything: name, module, function, what is there, what is put there.
 NAMED = [
-    ('rho', 'd3pm', 'first_terms', 'math.lgamma(i + 1)).exp()', 'math.lgamma(i)).exp()'),
+    ('rho', 'ordinal', 'first_terms', 'math.lgamma(i + 1)).exp()', 'math.lgamma(i)).exp()'),
     ('percent', 'metrics', 'fsd', '100 * ', ''),
     ('levels', 'nets', 'class_levels', 'k < ordered_classes', 'k <= ordered_classes'),
     ('attend', 'nets', 'Attend.forward', 'self.kv(seen', 'self.kv(x'),
