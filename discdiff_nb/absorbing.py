@@ -12,8 +12,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import (DataError, Process, Schedule, ScheduleError, ShapeError, check_classes,
-                              check_logits, check_t, checked, evaluating, gather_t, kl_categorical)
+from .core import (DataError, Process, Schedule, ScheduleError, ShapeError,
+                              check_classes, check_logits, check_t, checked, evaluating, gather_t,
+                              kl_categorical)
 from .d3pm import Absorbing, absorbing_kl, check_reachable, reveal_probability
 from .multinomial import weighted_cross_entropy
 from .oracle import conditional, index_of, path_joint, reverse_matrix, states
@@ -28,12 +29,16 @@ def term_by_states(
     x_t: Tensor, # (D,) one noisy example
     t: int, # time, 1..T
 ) -> Tensor: # () nats
-    "KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) over all K^D examples x_{t-1}, by enumeration (U2)."
+    "KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) by listing the K^D examples x_{t-1} (U2)."
     K, D = Q.shape[1], len(x0)
-    joint, x_s = path_joint(Q, torch.full((K,), 1 / K)), states(K, D)
-    q = [conditional(joint, t - 1, {0: int(x0[d]), t: int(x_t[d])})[x_s[:, d]] for d in range(D)]
+    x_s = states(K, D)
+    joint = path_joint(Q, torch.full((K,), 1 / K)) # of the path of one position
+    q = torch.ones(len(x_s), dtype=torch.float64)
+    for d in range(D):
+        q_d = conditional(joint, t - 1, {0: int(x0[d]), t: int(x_t[d])})
+        q = q * q_d[x_s[:, d]]
     with evaluating(model): p = reverse_matrix(process, model, D, t, t - 1)[index_of(x_t, K)]
-    return kl_categorical(torch.stack(q).prod(0).log(), p.log())
+    return kl_categorical(q.log(), p.log())
 
 # %% ../nbs/08_absorbing.ipynb #9605d346
 @checked
@@ -42,86 +47,110 @@ def masked_nll(
     x0: Tensor, # (B, ...) clean classes
     x_t: Tensor, # (B, ...) noisy classes
 ) -> Tensor: # (B,) nats
-    "The sum over the blanks of -log p(x_0 | x_t), one number per example (U6). Raises ClassError, ShapeError, DtypeError."
-    check_logits(logits_x0, x_t, K := logits_x0.shape[-1])
+    "Sum of -log p(x_0 | x_t) over what is masked (U6). Raises ClassError, ShapeError, DtypeError."
+    K = logits_x0.shape[-1]
+    check_logits(logits_x0, x_t, K)
     check_classes(x0, K - 1)
-    return absorbing_kl(logits_x0, x0, check_reachable(x0, x_t, K - 1), torch.ones(()))
+    masked = check_reachable(x0, x_t, K - 1)
+    return absorbing_kl(logits_x0, x0, masked, torch.ones(()))
 
 # %% ../nbs/08_absorbing.ipynb #b0cf8ca7
+def _all_patterns(x0, mask_id):
+    "(2^D, B, D) every pattern of masks on every example, and (2^D,) the number of masks of each."
+    masked = states(2, x0.shape[1]).bool().to(x0.device)
+    return torch.where(masked[:, None], mask_id, x0), masked.sum(1)
+
 @checked
 def nll_by_masks(
     model, # network: logits = model(x_t, t); taken in evaluation mode
     x0: Tensor, # (B, D) clean examples, D <= 16
     mask_id: int, # class of the mask, K - 1
-    t: int = 1, # the time that the network is told
-) -> Tensor: # (B, D+1) J_n in nats for n = 0..D blanks, float64
-    "The sum over the blanks of -log p(x_0 | x_t), averaged over all patterns with n blanks (U6). Raises ClassError, ShapeError."
+    t: int = 1, # the time that the network is given
+) -> Tensor: # (B, D+1) J_n in nats for n = 0..D masked positions, float64
+    "J_n: masked_nll averaged over all patterns with n masks (U6). Raises ClassError, ShapeError."
     check_classes(x0, mask_id)
     if x0.ndim != 2: raise ShapeError(f'x0 has shape {tuple(x0.shape)}; give (B, D)')
     B, D = x0.shape
-    if D > 16: raise ShapeError(f'D = {D} has 2^{D} patterns of blanks, too many to list; take D <= 16 or continuous_elbo')
-    blank = states(2, D).bool().to(x0.device)
-    x_t = torch.where(blank[:, None], mask_id, x0).reshape(-1, D)
-    with evaluating(model): out = model(x_t, torch.full((len(x_t),), t, device=x0.device))
-    nll = masked_nll(out, x0.expand(len(blank), B, D).reshape(-1, D), x_t)
-    n = blank.sum(1)
-    J = nll.new_zeros(D + 1, B, dtype=torch.float64).index_add_(0, n, nll.double().reshape(-1, B))
-    return (J / torch.bincount(n)[:, None]).T
+    if D > 16: raise ShapeError(f'D = {D} has 2^{D} patterns, too many to list; take D <= 16')
+    x_t, n = _all_patterns(x0, mask_id)
+    with evaluating(model): out = model(x_t.flatten(0, 1), x_t.new_full((len(x_t) * B,), t))
+    nll = masked_nll(out, x0.expand_as(x_t).flatten(0, 1), x_t.flatten(0, 1))
+    nll = nll.double().reshape(-1, B)
+    J = nll.new_zeros(D + 1, B).index_add(0, n, nll) / torch.bincount(n)[:, None]
+    return J.T
 
 # %% ../nbs/08_absorbing.ipynb #3dc473ce
 def bound_weight(
     schedule: Schedule, # noise levels
-) -> Tensor: # (T+1,) weight of one blank at each t, 1/t for the reciprocal schedule; entry 0 is 0
-    "What the bound pays for a blank: the chance that the step reveals it (U6)."
+) -> Tensor: # (T+1,) weight of a masked position at each t; entry 0 is 0
+    "What the bound pays for a masked position: the chance that the step reveals it, 1/t (U6)."
     w = reveal_probability(schedule.alpha_bar[:-1], schedule.alpha_bar[1:])
     return torch.cat([w.new_zeros(1), w])
 
 def weights_by_masks(
-    weight: Tensor, # (T+1,) weight of one blank at each t
+    weight: Tensor, # (T+1,) weight of a masked position at each t
     schedule: Schedule, # noise levels
     D: int, # number of positions
-) -> Tensor: # (D+1,) weight of J_n for n = 0..D blanks
-    "Sum over t of weight_t times the binomial probability of n blanks: loss = weights @ J for a time-free network (U6)."
+) -> Tensor: # (D+1,) weight of J_n for n = 0..D masked positions
+    "Sum over t of weight_t times the binomial probability of n masks; loss = weights @ J (U6)."
     n = torch.arange(D + 1, dtype=torch.float64)
     choose = torch.tensor([math.comb(D, k) for k in range(D + 1)], dtype=torch.float64)
-    v = 1 - schedule.alpha_bar[1:, None]
-    return (weight[1:, None] * choose * v ** n * (1 - v) ** (D - n)).sum(0)
+    v = 1 - schedule.alpha_bar[1:, None] # masking rate
+    binomial = choose * v ** n * (1 - v) ** (D - n)
+    return (weight[1:, None] * binomial).sum(0)
 
 # %% ../nbs/08_absorbing.ipynb #982135f4
 def perfect_model(
-    p_x0: Tensor, # ((K-1)**D,) probability of every clean example, above 0, in the order of states(K - 1, D)
+    p_x0: Tensor, # ((K-1)**D,) p of every clean example, above 0, in the order of states(K - 1, D)
     K: int, # number of classes, the mask included
     D: int, # number of positions
 ): # model(x_t, t) -> (B, D, K) float64 log-probabilities p(x_0^i | x_t)
-    "The network that makes no error under absorbing noise: Bayes' rule, the same at every t (U6). Raises ShapeError, DataError."
-    if p_x0.shape != ((K - 1) ** D,): raise ShapeError(f'p_x0 has shape {tuple(p_x0.shape)}; {(K - 1) ** D} examples of {D} positions need one number each')
-    if not (p_x0 > 0).all(): raise DataError('p_x0 holds a probability that is not above 0: a blank beside an impossible example has no posterior')
+    "The network without error under the mask: Bayes' rule (U6). Raises ShapeError, DataError."
+    n = (K - 1) ** D
+    if p_x0.shape != (n,):
+        raise ShapeError(f'p_x0 has shape {tuple(p_x0.shape)}; '
+                         f'{n} examples of {D} positions need one number each')
+    if not (p_x0 > 0).all():
+        raise DataError('p_x0 holds a probability that is not above 0: '
+                        'a mask beside an impossible example has no posterior')
     x0, x_t = states(K - 1, D).to(p_x0.device), states(K, D).to(p_x0.device)
     fits = ((x_t[:, None] == x0) | (x_t[:, None] == K - 1)).all(-1)
     joint = fits * (p_x0 / p_x0.sum()).double()
-    p = torch.einsum('sn,ndk->sdk', joint, F.one_hot(x0, K).double()) / joint.sum(1)[:, None, None]
+    p_fits = joint.sum(1)[:, None, None]
+    log_p = (torch.einsum('sn,ndk->sdk', joint, F.one_hot(x0, K).double()) / p_fits).log()
+    return _look_up(log_p)
+
+# %% ../nbs/08_absorbing.ipynb #6736b0cc
+def _look_up(table):
+    "A network that looks its answer for x_t up in a table, (K^D, D, K)."
+    D, K = table.shape[1:]
     @checked
     def model(x_t, t=None):
         check_classes(x_t, K, 'x_t')
-        if x_t.shape[-1] != D: raise ShapeError(f'x_t has {x_t.shape[-1]} positions; this network knows examples of {D}')
-        return p.log()[index_of(x_t, K)]
+        if x_t.shape[-1] != D:
+            raise ShapeError(f'x_t has {x_t.shape[-1]} positions; this network knows {D}')
+        return table[index_of(x_t, K)]
     return model
 
 # %% ../nbs/08_absorbing.ipynb #09402bce
 @checked
 def order_nll(
-    model, # network: logits = model(x_t, t); t is told the number of blanks
+    model, # network: logits = model(x_t, t); it is given the number of masked positions as t
     x0: Tensor, # (D,) one clean example, D <= 8
     mask_id: int, # class of the mask, K - 1
 ) -> Tensor: # (D!,) nats, one for each order
-    "-log p of one example read position by position, in each of the D! orders (U6). Raises ClassError, ShapeError."
+    "-log p of one example in each of the D! reading orders (U6). Raises ClassError, ShapeError."
     check_classes(x0, mask_id)
     D = len(x0)
-    if x0.ndim != 1 or D > 8: raise ShapeError(f'x0 has shape {tuple(x0.shape)}; give one example of D <= 8 positions: longer ones have too many orders')
+    if x0.ndim != 1 or D > 8:
+        raise ShapeError(f'x0 has shape {tuple(x0.shape)}; give one example of D <= 8 positions: '
+                         'longer ones have too many orders')
     orders = torch.tensor(list(itertools.permutations(range(D))), device=x0.device)
-    x_t, nll, row = torch.full_like(orders, mask_id), orders.new_zeros(len(orders), dtype=torch.float64), torch.arange(len(orders))
+    row = torch.arange(len(orders))
+    x_t = torch.full_like(orders, mask_id)
+    nll = orders.new_zeros(len(orders), dtype=torch.float64)
     for i in range(D):
-        now = orders[:, i]
+        now = orders[:, i] # the position that each order reads next
         with evaluating(model): out = model(x_t, torch.full_like(now, D - i))
         log_p = out[row, now, :mask_id].double().log_softmax(-1)
         nll -= log_p[row, x0[now]]
@@ -131,20 +160,24 @@ def order_nll(
 # %% ../nbs/08_absorbing.ipynb #50738a35
 def reweighted_weight(
     schedule: Schedule, # noise levels
-) -> Tensor: # (T+1,) weight of one blank at each t, (T-t+1)/T for the reciprocal schedule; entry 0 is 0
-    "What the reweighted loss pays for a blank: alpha_bar_{t-1} (U7)."
+) -> Tensor: # (T+1,) weight of a masked position at each t; entry 0 is 0
+    "What the reweighted loss pays for a masked position: alpha_bar_{t-1}, or (T-t+1)/T (U7)."
     return torch.cat([schedule.alpha_bar.new_zeros(1), schedule.alpha_bar[:-1]])
 
 # %% ../nbs/08_absorbing.ipynb #a36066b7
 class Reweighted(Absorbing):
-    "Absorbing noise trained on the reweighted loss; L_t, and so `elbo`, stays the bound's (U7, U14). Raises ScheduleError, ClassError."
+    "The mask, trained on the reweighted loss; L_t is the bound's (U7). Raises ScheduleError."
     def __init__(self, K: int, schedule: Schedule): # as Absorbing; every step must mask something
         super().__init__(K, schedule)
-        if (schedule.beta[1:] == 0).any(): raise ScheduleError('beta is 0 at some t >= 1: a step that masks nothing has no weight to replace')
-        self.factor = (reweighted_weight(schedule) / bound_weight(schedule)).nan_to_num(0.)
+        if (schedule.beta[1:] == 0).any():
+            raise ScheduleError('beta is 0 at some t >= 1: '
+                                'a step that masks nothing has no weight to replace')
+        factor = reweighted_weight(schedule) / bound_weight(schedule)
+        self.factor = factor.nan_to_num(0.) # 0 / 0 at entry 0
     def loss(self, out, x0, x_t, t):
         L = self.L_t(out, x0, x_t, t)
-        return L * gather_t(self.factor, t, 1).to(L) + weighted_cross_entropy(self, out, x0, x_t, self.hybrid_weight)
+        factor = gather_t(self.factor, t, 1).to(L)
+        return L * factor + weighted_cross_entropy(self, out, x0, x_t, self.hybrid_weight)
 
 # %% ../nbs/08_absorbing.ipynb #ed2fef7d
 @checked
@@ -153,11 +186,13 @@ def blind_posterior(
     x0: Tensor, # (B, ...) clean classes
     t: Tensor, # (B,) times 1..T
 ) -> Tensor: # (B, ..., K) float64 log-probabilities of x_{t-1}
-    "log q(x_{t-1} | x_0): the posterior of somebody who does not see x_t (U11). Raises ClassError, TimeError."
+    "log q(x_{t-1} | x_0): the posterior without x_t (U11). Raises ClassError, TimeError."
     check_classes(x0, process.classes)
-    keep = gather_t(process.schedule.alpha_bar, process.earlier(t, None), x0.ndim)[..., None]
+    s = process.earlier(t, None)
+    alpha_bar_s = gather_t(process.schedule.alpha_bar, s, x0.ndim)[..., None]
     is_class = torch.arange(process.K, device=x0.device)
-    return torch.where(is_class == x0[..., None], keep, torch.where(is_class == process.mask_id, 1 - keep, 0.)).log()
+    masked = torch.where(is_class == process.mask_id, 1 - alpha_bar_s, 0.)
+    return torch.where(is_class == x0[..., None], alpha_bar_s, masked).log()
 
 @checked
 def blind_kl(
@@ -167,7 +202,7 @@ def blind_kl(
     x_t: Tensor, # (B, ...) noisy classes
     t: Tensor, # (B,) times 1..T
 ) -> Tensor: # (B, ...) nats, +inf at a visible position for t >= 2
-    "KL(q(x_{t-1} | x_0) || p(x_{t-1} | x_t)), position by position and class by class (U10, U12)."
+    "KL(q(x_{t-1} | x_0) || p(x_{t-1} | x_t)) at each position (U10, U12)."
     return kl_categorical(blind_posterior(process, x0, t), process.p_posterior(out, x_t, t))
 
 # %% ../nbs/08_absorbing.ipynb #5d91376b
@@ -175,10 +210,12 @@ def blind_kl(
 def blind_constant(
     schedule: Schedule, # noise levels
     t: Tensor, # (B,) times 1..T
-    n: Tensor, # (B,) number of blanks
+    n: Tensor, # (B,) number of masked positions
 ) -> Tensor: # (B,) nats, float64
-    "C = n [a log(a/w) + (1-a) log(1 - alpha_bar_t)] with a = alpha_bar_{t-1}: the part without the network (U13, U14). Raises TimeError."
+    "C = n [a log(a/w) + (1-a) log(1-alpha_bar_t)], a = alpha_bar_s (U13, U14). Raises TimeError."
     check_t(t, schedule.T)
-    a, w, left = (gather_t(table, u, 1) for table, u in ((schedule.alpha_bar, t - 1), (bound_weight(schedule), t), (schedule.alpha_bar, t)))
-    each = torch.xlogy(a, a / w) + torch.xlogy(1 - a, 1 - left)
+    a = gather_t(schedule.alpha_bar, t - 1, 1) # s = t - 1
+    w = gather_t(bound_weight(schedule), t, 1)
+    alpha_bar_t = gather_t(schedule.alpha_bar, t, 1)
+    each = torch.xlogy(a, a / w) + torch.xlogy(1 - a, 1 - alpha_bar_t)
     return torch.where(n == 0, 0., n * each)
