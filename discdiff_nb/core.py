@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['INTEGERS', 'SMALL_INTEGERS', 'INTEGER_NAMES', 'DiscdiffError', 'TimeError', 'ClassError', 'ShapeError', 'DtypeError',
            'NotFiniteError', 'ScheduleError', 'DataError', 'CheckpointError', 'time_remedy', 'check_t', 'class_remedy',
-           'check_classes', 'check_keep', 'check_logits', 'check_finite', 'as_int64', 'checked', 'checked_methods',
-           'one_story', 'checked_beta', 'Schedule', 'linear_schedule', 'cosine_schedule', 'reciprocal_schedule',
+           'check_classes', 'check_logits', 'check_finite', 'as_int64', 'checked', 'checked_beta', 'one_story',
+           'checked_alpha_bar', 'Schedule', 'linear_schedule', 'reciprocal_schedule', 'cosine_schedule',
            'sigmoid_schedule', 'gather_t', 'alpha_between', 'sum_positions', 'tables_on', 'kl_categorical', 'device_of',
            'generator_rows', 'check_generator', 'rand', 'randn', 'randint', 'sample_categorical', 'mix_seed',
-           'check_batch', 'minibatch', 'pixel_marginals', 'earlier_time', 'Process', 'evaluating', 'as_tuple',
-           'index_batch', 'check_bound', 'one_term', 'bound_summary', 'elbo', 'step_times', 'overwrite_known',
-           'trajectory', 'generate']
+           'check_batch', 'minibatch', 'pixel_marginals', 'earlier_time', 'checked_methods', 'Process', 'evaluating',
+           'as_tuple', 'index_batch', 'check_bound', 'stratified_times', 'bound_terms', 'bound_summary', 'elbo',
+           'step_times', 'check_keep', 'check_known', 'overwrite_known', 'trajectory', 'generate']
 
 # %% ../nbs/01_core.ipynb #d1ddd6af
 import contextlib
@@ -28,17 +28,15 @@ from tqdm.auto import tqdm
 # %% ../nbs/01_core.ipynb #91556884
 class DiscdiffError(ValueError): "The family of all errors that this package raises on purpose."
 class TimeError(DiscdiffError): "A time outside 1..T, or s not below t."
-class ClassError(DiscdiffError): "A class outside 0..K-1, or a pair of classes that the process cannot produce."
+class ClassError(DiscdiffError): "A class outside 0..K-1, or a pair that cannot occur."
 class ShapeError(DiscdiffError): "Tensors whose shapes do not fit."
 class DtypeError(DiscdiffError): "A tensor of the wrong kind of number."
 class NotFiniteError(DiscdiffError): "NaN or infinity where a number is needed."
-class ScheduleError(DiscdiffError): "A noise schedule that is none, or that ends in the wrong place."
+class ScheduleError(DiscdiffError): "No noise schedule, or one that ends in the wrong place."
 class DataError(DiscdiffError): "Data that is absent, empty, damaged or not what it claims to be."
 class CheckpointError(DiscdiffError): "A checkpoint that is absent, damaged or of another make."
 
-# %% ../nbs/01_core.ipynb #c0c558a9
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
 def _whole(x: Tensor) -> bool: return bool((x == x.round()).all()) # NaN and fractions are not
 
 def time_remedy(
@@ -48,8 +46,9 @@ def time_remedy(
     "What to do with times that are not integers."
     if t.dtype == torch.bool: return 'True and False are no times; give one integer per example'
     if not t.is_floating_point() or _whole(t): return 'use t.long()'
-    if ((t >= 0) & (t <= 1)).all(): return f'a share of the way, 0..1, becomes a step by (1 + {T} * t).long().clamp(max={T})'
-    return 'these are not whole numbers; use t.round().long() if rounding is what you mean'
+    share = f'a share of the way, 0..1, becomes a step by (1 + {T} * t).long().clamp(max={T})'
+    rounded = 'these are not whole numbers; use t.round().long() if rounding is what you mean'
+    return share if ((t >= 0) & (t <= 1)).all() else rounded
 
 # %% ../nbs/01_core.ipynb #c881bad6
 def check_t(
@@ -59,12 +58,16 @@ def check_t(
 ) -> None:
     "Raise DtypeError, ShapeError or TimeError unless `t` holds integer times within `low`..T."
     if t.dtype not in INTEGERS:
-        raise DtypeError(f't has dtype {t.dtype}; times are integers {low}..{T}: {time_remedy(t, T)}')
-    if t.ndim != 1: raise ShapeError(f't has shape {tuple(t.shape)}; give one time per example, shape (B,)')
+        remedy = time_remedy(t, T)
+        raise DtypeError(f't has dtype {t.dtype}; times are integers {low}..{T}: {remedy}')
+    if t.ndim != 1:
+        shape = tuple(t.shape)
+        raise ShapeError(f't has shape {shape}; give one time per example, shape (B,)')
     if t.numel() == 0: return
     first, last = (int(v) for v in t.aminmax())
     if first < low or last > T:
-        raise TimeError(f't spans {first}..{last}, allowed is {low}..{T}: entry 0 is the clean data, T the last step')
+        raise TimeError(f't spans {first}..{last}, allowed is {low}..{T}: '
+                        'entry 0 is the clean data, T the last step')
 
 # %% ../nbs/01_core.ipynb #72eebf27
 def class_remedy(
@@ -78,9 +81,11 @@ def class_remedy(
     if not x.isfinite().all(): return 'it holds NaN or infinity, which no class stands for'
     if x.min() >= 0 and x.max() <= 1:
         levels = max(K, 256)
-        return (f'gray values within 0..1 become levels by reduce_levels(({levels - 1} * {name}).round().long(), '
-                f'{levels}, {K}) of chapter 11')
-    if x.min() >= -1 and x.max() <= 1: return f'levels within -1..1 become classes by to_classes({name}, {K}) of chapter 04'
+        whole = f'({levels - 1} * {name}).round().long()'
+        return ('gray values within 0..1 become levels by '
+                f'reduce_levels({whole}, {levels}, {K}) of chapter 11')
+    if x.min() >= -1 and x.max() <= 1:
+        return f'levels within -1..1 become classes by to_classes({name}, {K}) of chapter 04'
     return f'these are not whole numbers: scale them to 0..{K-1}, then {name}.round().long()'
 
 # %% ../nbs/01_core.ipynb #c27850a0
@@ -91,22 +96,15 @@ def check_classes(
 ) -> None:
     "Raise DtypeError, DataError or ClassError unless `x` holds integer classes 0..K-1."
     if x.dtype not in INTEGERS:
-        raise DtypeError(f'{name} has dtype {x.dtype}; classes are integers 0..{K-1}: {class_remedy(x, K, name)}')
+        remedy = class_remedy(x, K, name)
+        raise DtypeError(f'{name} has dtype {x.dtype}; classes are integers 0..{K-1}: {remedy}')
     if x.numel() == 0:
-        raise DataError(f'{name} is empty, shape {tuple(x.shape)}; at least one example with one position is needed')
+        raise DataError(f'{name} is empty, shape {tuple(x.shape)}; '
+                        'at least one example with one position is needed')
     first, last = (int(v) for v in x.aminmax())
     if first < 0 or last >= K:
-        raise ClassError(f'{name} spans {first}..{last}, allowed is 0..{K-1} for K = {K}: reduce the levels or raise K')
-
-def check_keep(
-    keep: Tensor, # booleans that say which entries are known
-    name: str = 'keep', # what the message calls it
-) -> None:
-    "Raise DtypeError unless `keep` holds booleans."
-    if keep.dtype == torch.bool: return
-    binary = bool(((keep == 0) | (keep == 1)).all())
-    remedy = f'use {name}.bool()' if binary else f'compare with something, such as {name} > 0.5; {name}.bool() would keep all but 0'
-    raise DtypeError(f'{name} has dtype {keep.dtype}; it says yes or no for each entry: {remedy}')
+        raise ClassError(f'{name} spans {first}..{last}, allowed is 0..{K-1} for K = {K}: '
+                         'reduce the levels or raise K')
 
 # %% ../nbs/01_core.ipynb #831eba00
 def check_logits(
@@ -114,11 +112,13 @@ def check_logits(
     x_t: Tensor, # (B, ...) integer classes that the network saw
     K: int, # number of classes
 ) -> Tensor: # the logits, in float32 where they came in less
-    "Raise DtypeError or ShapeError unless `logits` has one float per class for each position of `x_t`."
-    if not logits.is_floating_point(): raise DtypeError(f'the logits have dtype {logits.dtype}; they must be floating point')
-    if logits.shape != (*x_t.shape, K):
-        raise ShapeError(f'the logits have shape {tuple(logits.shape)}; for x_t of shape {tuple(x_t.shape)} and K = {K} classes '
-                         f'they must have {(*x_t.shape, K)}: the classes come last')
+    "Raise DtypeError or ShapeError unless `logits` has K floats for each position of `x_t`."
+    if not logits.is_floating_point():
+        raise DtypeError(f'the logits have dtype {logits.dtype}; they must be floating point')
+    shape, wanted = tuple(logits.shape), (*x_t.shape, K)
+    if shape != wanted:
+        raise ShapeError(f'the logits have shape {shape}; for x_t of shape {tuple(x_t.shape)} '
+                         f'and K = {K} classes they must have {wanted}: the classes come last')
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 def check_finite(
@@ -126,14 +126,15 @@ def check_finite(
     name: str, # what the message calls it
 ) -> Tensor: # `x` itself
     "Return `x`, or raise NotFiniteError when it holds a NaN."
-    if torch.isnan(x).any():
-        raise NotFiniteError(f'{name} holds {int(torch.isnan(x).sum())} NaN of {x.numel()} values: '
-                             'look for NaN in the network\'s output or its weights (learning rate, mixed precision)')
+    n = int(torch.isnan(x).sum())
+    remedy = "look for NaN in the network's output or its weights (learning rate, mixed precision)"
+    if n: raise NotFiniteError(f'{name} holds {n} NaN of {x.numel()} values: {remedy}')
     return x
 
 # %% ../nbs/01_core.ipynb #216af56d
 SMALL_INTEGERS = frozenset(INTEGERS) - {torch.int64}
-INTEGER_NAMES = ('x0', 'x_t', 'x_s', 'x', 'y', 'y0', 'z_t', 'path', 'text', 't', 's', 'tau', 'start', 'time')
+INTEGER_NAMES = ('x0', 'x_t', 'x_s', 'x', 'y', 'y0', 'z_t', 'path', 'text',
+                 't', 's', 'tau', 'start', 'time')
 
 def as_int64(
     x, # anything
@@ -149,7 +150,8 @@ def checked(
     *,
     names: tuple = INTEGER_NAMES, # of the arguments that are classes or times
 ): # the function, with the same name, signature and documentation
-    "Decorator: classes and times, known by their names or taken by **cond, arrive in the function as int64."
+    """Decorator: classes and times, known by their names or taken by **cond, arrive in the
+    function as int64."""
     if f is None: return functools.partial(checked, names=names)
     parameters = list(inspect.signature(f).parameters)
     places = [i for i, name in enumerate(parameters) if name in names]
@@ -165,14 +167,20 @@ def checked(
     call.is_checked = True
     return call
 
-# %% ../nbs/01_core.ipynb #4cb50983
-def checked_methods(
-    cls: type, # a class; the methods that it defines itself are replaced
-) -> None:
-    "Decorate with `checked` every method that a class defines."
-    for name, f in list(vars(cls).items()):
-        private = name.startswith('_')
-        if inspect.isfunction(f) and not private and not hasattr(f, 'is_checked'): setattr(cls, name, checked(f))
+# %% ../nbs/01_core.ipynb #d70f3a5c
+def checked_beta(
+    beta: Tensor, # (T+1,) noise of each step
+) -> Tensor: # the same in float64
+    "Raise ScheduleError unless beta holds T + 1 numbers within 0..1, the first of them 0."
+    beta = torch.as_tensor(beta, dtype=torch.float64)
+    if beta.ndim != 1 or len(beta) < 2:
+        raise ScheduleError(f'beta has shape {tuple(beta.shape)}; give T+1 numbers, T >= 1')
+    if beta[0] != 0:
+        raise ScheduleError(f'beta[0] is {beta[0]:g}; entry 0 is the clean data and must be 0: '
+                            'prepend it')
+    if not ((beta >= 0) & (beta <= 1)).all():
+        raise ScheduleError(f'beta spans {beta.min():g}..{beta.max():g}, allowed is 0..1')
+    return beta
 
 # %% ../nbs/01_core.ipynb #31d9cf7d
 def one_story(
@@ -182,56 +190,64 @@ def one_story(
     "Raise ScheduleError unless alpha_bar starts at 1 and falls by the factor alpha[t] at every t."
     alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
     if alpha_bar.shape != alpha.shape:
-        raise ScheduleError(f'alpha_bar has shape {tuple(alpha_bar.shape)} and beta {tuple(alpha.shape)}; give T+1 numbers each')
-    if alpha_bar[0] != 1: raise ScheduleError(f'alpha_bar[0] is {alpha_bar[0]:g}; entry 0 is the clean data and must be 1')
+        raise ScheduleError(f'alpha_bar has shape {tuple(alpha_bar.shape)} and beta '
+                            f'{tuple(alpha.shape)}; give T+1 numbers each')
+    if alpha_bar[0] != 1:
+        raise ScheduleError(f'alpha_bar[0] is {alpha_bar[0]:g}; '
+                            'entry 0 is the clean data and must be 1')
     product = alpha_bar[:-1] * alpha[1:]
-    wrong = ~((alpha_bar[1:] - product).abs() <= 1e-12 * alpha_bar[:-1]) # NaN is wrong too
-    if wrong.any():
-        t = int(wrong.nonzero()[0]) + 1
-        raise ScheduleError(f'alpha_bar[{t}] is {alpha_bar[t]:.9g}, but alpha_bar[{t - 1}] (1 - beta[{t}]) is {product[t - 1]:.9g}: '
-                            'beta and alpha_bar contradict each other; give one of them, from_alpha_bar finds the other')
-    return alpha_bar
+    right = (alpha_bar[1:] - product).abs() <= 1e-12 * alpha_bar[:-1] # False where NaN
+    if right.all(): return alpha_bar
+    t = 1 + int((~right).nonzero()[0])
+    raise ScheduleError(
+        f'alpha_bar[{t}] is {alpha_bar[t]:.9g}, but alpha_bar[{t - 1}] (1 - beta[{t}]) is '
+        f'{product[t - 1]:.9g}: beta and alpha_bar contradict each other; '
+        'give one of them, from_alpha_bar finds the other')
 
-# %% ../nbs/01_core.ipynb #d70f3a5c
-def checked_beta(
-    beta: Tensor, # (T+1,) noise of each step
+# %% ../nbs/01_core.ipynb #4afd252e
+def checked_alpha_bar(
+    alpha_bar: Tensor, # (T+1,) what is left at each time
 ) -> Tensor: # the same in float64
-    "Raise ScheduleError unless beta holds T + 1 numbers within 0..1, the first of them 0."
-    beta = torch.as_tensor(beta, dtype=torch.float64)
-    if beta.ndim != 1 or len(beta) < 2: raise ScheduleError(f'beta has shape {tuple(beta.shape)}; give T+1 numbers, T >= 1')
-    if beta[0] != 0: raise ScheduleError(f'beta[0] is {beta[0]:g}; entry 0 is the clean data and must be 0: prepend it')
-    if not ((beta >= 0) & (beta <= 1)).all():
-        raise ScheduleError(f'beta spans {beta.min():g}..{beta.max():g}, allowed is 0..1')
-    return beta
+    "Raise ScheduleError unless alpha_bar falls from 1 and is above 0 before T."
+    alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
+    if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or alpha_bar[0] != 1:
+        raise ScheduleError('alpha_bar must be T+1 numbers, the first of them 1 (clean)')
+    if not (alpha_bar.diff() <= 0).all() or not alpha_bar[-1] >= 0:
+        raise ScheduleError('alpha_bar must never rise, and end at 0 or above')
+    if alpha_bar[-2] == 0:
+        raise ScheduleError('alpha_bar is 0 before t = T: the steps after it would do nothing')
+    return alpha_bar
 
 # %% ../nbs/01_core.ipynb #50d8489b
 class Schedule:
-    "Noise levels at t = 0..T: float64 tables `beta`, `alpha`, `alpha_bar` of length T+1, entry 0 clean. Raises ScheduleError."
+    """Noise levels at t = 0..T: float64 tables `beta`, `alpha`, `alpha_bar` of length T+1,
+    entry 0 clean. Raises ScheduleError."""
     def __init__(self,
         beta: Tensor, # (T+1,) beta[0] = 0, the others within 0..1
-        alpha_bar: Tensor | None = None, # (T+1,) the running product of 1 - beta, where it is known more exactly than the product gives it
+        alpha_bar: Tensor | None = None, # (T+1,) where it is known more exactly than by product
     ):
-        self.beta = beta = checked_beta(beta)
-        self.alpha, self.T = 1 - beta, len(beta) - 1
-        alpha_bar = self.alpha.cumprod(0) if alpha_bar is None else one_story(self.alpha, alpha_bar)
+        self.beta = checked_beta(beta)
+        self.alpha = 1 - self.beta
+        self.T = len(self.beta) - 1
+        given = alpha_bar is not None
+        alpha_bar = one_story(self.alpha, alpha_bar) if given else self.alpha.cumprod(0)
         if alpha_bar[-2] > 0: self.alpha_bar = alpha_bar
-
     def __getattr__(self, name): # asked where an attribute is absent
-        if name != 'alpha_bar' or 'beta' not in vars(self): raise AttributeError(f'{type(self).__name__} has no {name}')
-        raise ScheduleError('alpha_bar is 0 before t = T: the steps after it would do nothing; only beta[T] may be 1')
-
+        if name != 'alpha_bar' or 'beta' not in vars(self):
+            raise AttributeError(f'{type(self).__name__} has no {name}')
+        raise ScheduleError('alpha_bar is 0 before t = T: the steps after it would do nothing; '
+                            'only beta[T] may be 1')
     @classmethod
-    def from_alpha_bar(cls, alpha_bar: Tensor): # (T+1,) from exactly 1 at t = 0 downwards to alpha_bar[T] >= 0
+    def from_alpha_bar(cls, alpha_bar: Tensor): # (T+1,) from 1 at t = 0 down to alpha_bar[T] >= 0
         "The same schedule from what is left at each time. Raises ScheduleError."
-        alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64)
-        if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or alpha_bar[0] != 1: raise ScheduleError('alpha_bar must be T+1 numbers, the first of them 1 (clean)')
-        if not (alpha_bar.diff() <= 0).all() or not alpha_bar[-1] >= 0: raise ScheduleError('alpha_bar must never rise, and end at 0 or above')
-        if alpha_bar[-2] == 0: raise ScheduleError('alpha_bar is 0 before t = T: the steps after it would do nothing')
-        return cls(torch.cat([alpha_bar.new_zeros(1), 1 - alpha_bar[1:] / alpha_bar[:-1]]), alpha_bar)
+        alpha_bar = checked_alpha_bar(alpha_bar)
+        beta = 1 - alpha_bar[1:] / alpha_bar[:-1]
+        return cls(torch.cat([torch.zeros(1).to(beta), beta]), alpha_bar)
 
 # %% ../nbs/01_core.ipynb #1f04782f
 def _times(T):
-    if not isinstance(T, int) or T < 1: raise ScheduleError(f'T = {T!r}; the number of steps is an integer of at least 1')
+    if not isinstance(T, int) or T < 1:
+        raise ScheduleError(f'T = {T!r}; the number of steps is an integer of at least 1')
     return torch.arange(T + 1, dtype=torch.float64)
 
 def linear_schedule(
@@ -240,30 +256,34 @@ def linear_schedule(
     beta_T: float = 0.02, # noise of the last step, within 0..1
 ) -> Schedule: # beta rises in a straight line
     "Straight-line beta (Ho et al. 2020, section 4). Raises ScheduleError."
-    beta = beta_1 + (beta_T - beta_1) * (_times(T) - 1) / max(T - 1, 1)
-    return Schedule(torch.where(_times(T) == 0, 0., beta))
+    t = _times(T)
+    beta = beta_1 + (beta_T - beta_1) * (t - 1) / max(T - 1, 1)
+    return Schedule(torch.where(t == 0, 0., beta))
 
-def cosine_schedule(
-    T: int, # number of steps
-) -> Schedule: # alpha_bar follows a squared cosine down to exactly 0
-    "Squared cosine with the offset 0.008 (Nichol and Dhariwal 2021, eq. 17), without their clipping. Raises ScheduleError."
-    f = torch.cos((_times(T) / T + 0.008) / 1.008 * math.pi / 2) ** 2
-    f[-1] = 0
-    return Schedule.from_alpha_bar(f / f[0])
-
-# %% ../nbs/01_core.ipynb #93c00e05
 def reciprocal_schedule(
     T: int, # number of steps
 ) -> Schedule: # alpha_bar_t = 1 - t/T
-    "beta_t = 1/(T-t+1), so that alpha_bar falls in a straight line to 0 (Austin et al. 2021; U6). Raises ScheduleError."
+    """beta_t = 1/(T-t+1), so that alpha_bar falls in a straight line to 0
+    (Austin et al. 2021; U6). Raises ScheduleError."""
     t = _times(T)
     return Schedule(torch.where(t == 0, 0., 1 / (T - t + 1)), 1 - t / T)
+
+# %% ../nbs/01_core.ipynb #93c00e05
+def cosine_schedule(
+    T: int, # number of steps
+) -> Schedule: # alpha_bar follows a squared cosine down to exactly 0
+    """Squared cosine with the offset 0.008, without their clipping
+    (Nichol and Dhariwal 2021, eq. 17). Raises ScheduleError."""
+    f = torch.cos((_times(T) / T + 0.008) / 1.008 * math.pi / 2) ** 2
+    f[-1] = 0
+    return Schedule.from_alpha_bar(f / f[0])
 
 def sigmoid_schedule(
     T: int, # number of steps
     width: float = 3.0, # half the stretch of the sigmoid that is used, above 0
 ) -> Schedule: # alpha_bar is a mirrored sigmoid from 1 to 0
-    "Sigmoid between -width and width, moved and scaled to run from 1 to 0 (Jabri et al. 2022). Raises ScheduleError."
+    """Sigmoid between -width and width, moved and scaled to run from 1 to 0
+    (Jabri et al. 2022). Raises ScheduleError."""
     f = torch.sigmoid(width * (1 - 2 * _times(T) / T))
     return Schedule.from_alpha_bar((f - f[-1]) / (f[0] - f[-1]))
 
@@ -275,19 +295,21 @@ def gather_t(
     ndim: int, # how many axes the result shall have
 ) -> Tensor: # (B, 1, ..., 1) table[t] on t's device, float64
     "table[t], shaped to broadcast against a tensor with `ndim` axes whose first is the batch."
-    return table.to(t.device)[t].reshape(-1, *[1] * (ndim - 1))
+    trailing = (1,) * (ndim - 1)
+    return table.to(t.device)[t].reshape(-1, *trailing)
 
-# %% ../nbs/01_core.ipynb #90e574ee
 @checked
 def alpha_between(
     schedule: Schedule, # noise levels
     s: Tensor, # (B,) integer times 0..t
     t: Tensor, # (B,) integer times 0..T
     ndim: int, # how many axes the result shall have
-) -> Tensor: # (B, 1, ..., 1) alpha_bar_t / alpha_bar_s, float64; 1 where s = t, also where nothing is left
-    "What is left at t of what there was at s (K1, K14)."
-    ratio = gather_t(schedule.alpha_bar, t, ndim) / gather_t(schedule.alpha_bar, s, ndim)
-    return torch.where((s == t).reshape(ratio.shape), 1., ratio)
+) -> Tensor: # (B, 1, ..., 1) alpha_bar_t / alpha_bar_s, float64; 1 where s = t
+    "What is left at t of what there was at s, also where nothing is left (K1, K14)."
+    alpha_bar_s = gather_t(schedule.alpha_bar, s, ndim)
+    alpha_bar_t = gather_t(schedule.alpha_bar, t, ndim)
+    same = (s == t).reshape(alpha_bar_t.shape)
+    return torch.where(same, 1., alpha_bar_t / alpha_bar_s)
 
 # %% ../nbs/01_core.ipynb #5ef4edb1
 def sum_positions(
@@ -296,7 +318,6 @@ def sum_positions(
     "The sum over all axes but the first."
     return x.reshape(len(x), -1).sum(-1)
 
-# %% ../nbs/01_core.ipynb #7623a6bd
 def tables_on(
     process, # whose tables they are
     x: Tensor, # any tensor on the device where they are needed
@@ -311,20 +332,20 @@ def kl_categorical(
     log_q: Tensor, # (..., K) log-probabilities, -inf allowed
     log_p: Tensor, # (..., K) log-probabilities, -inf allowed
 ) -> Tensor: # (...) nats; +inf where p forbids what q allows
-    "KL(q || p) of two probability mass functions, with 0 log 0 = 0 and no smoothing constant (K18)."
+    "KL(q || p) of two distributions, with 0 log 0 = 0 and no smoothing constant (K18)."
     possible = log_q > -math.inf
-    gap = torch.where(possible, log_q, 0.) - torch.where(possible, log_p, 0.)
-    return (log_q.exp() * gap).sum(-1)
+    log_ratio = torch.where(possible, log_q, 0.) - torch.where(possible, log_p, 0.)
+    return (log_q.exp() * log_ratio).sum(-1)
 
 # %% ../nbs/01_core.ipynb #97451aa6
 def device_of(
     generator, # None, a torch.Generator, or a list or tuple of one per example
 ) -> torch.device | None: # None without a generator: torch's default
     "Where the generator draws. Raises ShapeError when the list is empty."
-    if isinstance(generator, (list, tuple)):
-        if not generator: raise ShapeError('generator is an empty list; give one for each example, or None')
-        generator = generator[0]
-    return None if generator is None else generator.device
+    several = isinstance(generator, (list, tuple))
+    if several and not generator:
+        raise ShapeError('generator is an empty list; give one for each example, or None')
+    return getattr(generator[0] if several else generator, 'device', None)
 
 def generator_rows(
     generator, # None, a torch.Generator, or a list or tuple of one per example
@@ -338,8 +359,9 @@ def check_generator(
     B: int, # number of examples
 ) -> None:
     "Raise ShapeError unless a list has one generator for each example."
-    if isinstance(generator, (list, tuple)) and len(generator) != B:
-        raise ShapeError(f'generator lists {len(generator)} for {B} examples; give one for each, or one for all')
+    n = len(generator) if isinstance(generator, (list, tuple)) else B
+    if n != B:
+        raise ShapeError(f'generator lists {n} for {B} examples; give one for each, or one for all')
 
 # %% ../nbs/01_core.ipynb #e437548f
 def _draw(sample, shape, generator, dim):
@@ -359,7 +381,8 @@ def rand(
     dim: int = 0, # which axis counts the examples
 ) -> Tensor: # numbers within 0..1, 1 excluded
     "Uniform numbers. Raises ShapeError."
-    return _draw(lambda shape, g: torch.rand(shape, generator=g, device=device, dtype=dtype), shape, generator, dim)
+    def sample(shape, g): return torch.rand(shape, generator=g, device=device, dtype=dtype)
+    return _draw(sample, shape, generator, dim)
 
 # %% ../nbs/01_core.ipynb #49e56afe
 def randn(
@@ -370,7 +393,8 @@ def randn(
     dim: int = 0, # which axis counts the examples
 ) -> Tensor: # standard normal numbers
     "Normal numbers. Raises ShapeError."
-    return _draw(lambda shape, g: torch.randn(shape, generator=g, device=device, dtype=dtype), shape, generator, dim)
+    def sample(shape, g): return torch.randn(shape, generator=g, device=device, dtype=dtype)
+    return _draw(sample, shape, generator, dim)
 
 def randint(
     low: int, # the smallest number
@@ -381,41 +405,45 @@ def randint(
     dim: int = 0, # which axis counts the examples
 ) -> Tensor: # int64 within low..high-1
     "Integers, all equally likely. Raises ShapeError."
-    return _draw(lambda shape, g: torch.randint(low, high, shape, generator=g, device=device), shape, generator, dim)
+    def sample(shape, g): return torch.randint(low, high, shape, generator=g, device=device)
+    return _draw(sample, shape, generator, dim)
 
 # %% ../nbs/01_core.ipynb #fb81325b
 def sample_categorical(
     log_p: Tensor, # (..., K) log-probabilities, need not be normalized, -inf allowed
     generator=None, # on log_p's device: one, or a list of one per example
 ) -> Tensor: # (...) int64 classes; a class of probability 0 is never drawn
-    "Draw one class per position by inverting the cumulative sum in float64. Raises NotFiniteError."
-    cdf = check_finite(log_p.double().softmax(-1), 'the distribution to draw from').cumsum(-1)
+    """Draw one class per position by inverting the cumulative sum in float64.
+    Raises NotFiniteError."""
+    p = check_finite(log_p.double().softmax(-1), 'the distribution to draw from')
+    cdf = p.cumsum(-1)
     u = rand(log_p.shape[:-1], generator, log_p.device, torch.float64)
-    return torch.searchsorted(cdf, (u[..., None] * cdf[..., -1:]).contiguous(), right=True).squeeze(-1)
+    point = u[..., None] * cdf[..., -1:]
+    return torch.searchsorted(cdf, point.contiguous(), right=True).squeeze(-1)
 
-# %% ../nbs/01_core.ipynb #5deb6d08
+# %% ../nbs/01_core.ipynb #9afb2434
 def mix_seed(
     *parts: int, # whatever the randomness shall depend on, in this order
 ) -> int: # 0..2**63 - 1
-    "One seed from several integers, by sha256."
-    return int.from_bytes(hashlib.sha256(':'.join(map(str, parts)).encode()).digest()[:8], 'big') >> 1
+    "One seed from several integers, by sha256; neighbouring inputs give unrelated outputs."
+    text = ':'.join(map(str, parts))
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8], 'big') >> 1
 
-# %% ../nbs/01_core.ipynb #9afb2434
 @lru_cache(maxsize=4)
 def _epoch_order(n, epoch, seed):
     "(n,) the permutation of this epoch; kept, because the steps of one epoch share it."
     return torch.randperm(n, generator=torch.Generator().manual_seed(mix_seed(seed, epoch)))
-
-def _is_integer(n): return isinstance(n, Integral) and not isinstance(n, bool)
 
 def check_batch(
     batch_size: int, # examples of a step, at least 1
     step: int, # global step, counted from 0
 ) -> None:
     "Raise ShapeError or DataError unless the batch has a size and the step a number."
-    if not _is_integer(batch_size) or batch_size < 1:
+    def integer(n): return isinstance(n, Integral) and not isinstance(n, bool)
+    if not integer(batch_size) or batch_size < 1:
         raise ShapeError(f'batch_size = {batch_size!r}; allowed are the integers 1 and more')
-    if not _is_integer(step) or step < 0:
+    if not integer(step) or step < 0:
         raise DataError(f'step = {step!r}; steps are the integers from 0 on')
 
 # %% ../nbs/01_core.ipynb #d5e0c1a7
@@ -425,27 +453,32 @@ def minibatch(
     batch_size: int, # at least 1; when N is smaller, the whole set is the batch
     seed: int, # the order depends on this, on N and on the epoch only
 ) -> Tensor: # (min(batch_size, N), ...) the examples of this step
-    "The batch of one training step; a new order each epoch, whose short last batch is dropped. Raises DtypeError, DataError, ShapeError."
+    """The batch of one training step; a new order each epoch, whose short last batch is dropped.
+    Raises DtypeError, DataError, ShapeError."""
     if x0.dtype not in INTEGERS:
-        raise DtypeError(f'x0 has dtype {x0.dtype}; classes are integers: {class_remedy(x0, 256, "x0")}')
+        remedy = class_remedy(x0, 256, 'x0')
+        raise DtypeError(f'x0 has dtype {x0.dtype}; classes are integers: {remedy}')
     if x0.ndim == 0: raise ShapeError('x0 is one number; give the training set, shape (N, ...)')
-    if x0.numel() == 0: raise DataError(f'x0 is empty, shape {tuple(x0.shape)}: there is nothing to train on')
+    if x0.numel() == 0:
+        raise DataError(f'x0 is empty, shape {tuple(x0.shape)}: there is nothing to train on')
     check_batch(batch_size, step)
-    epoch, i = divmod(step, max(len(x0) // batch_size, 1))
-    order = _epoch_order(len(x0), epoch, seed)
-    return x0[order[i * batch_size:(i + 1) * batch_size].to(x0.device)]
+    N = len(x0)
+    epoch, i = divmod(step, max(N // batch_size, 1))
+    rows = _epoch_order(N, epoch, seed)[i * batch_size:(i + 1) * batch_size]
+    return x0[rows.to(x0.device)]
 
 # %% ../nbs/01_core.ipynb #774524c8
 def pixel_marginals(
     x: Tensor, # (N, ...) integers within 0..K-1
     K: int, # number of levels
 ) -> Tensor: # (..., K) float64, sums to 1 over the last axis
-    "One histogram per pixel position, one added to each count. Raises ClassError, DtypeError, DataError."
+    """One histogram per pixel position, one added to each count.
+    Raises ClassError, DtypeError, DataError."""
     check_classes(x, K, 'x')
-    D = x[0].numel()
-    cell = torch.arange(D, device=x.device) * K + x.reshape(len(x), D)
-    count = torch.bincount(cell.flatten(), minlength=D * K).reshape(*x.shape[1:], K)
-    return (count.double() + 1) / (len(x) + K)
+    N, D = len(x), x[0].numel()
+    bin_dk = K * torch.arange(D, device=x.device) + x.reshape(N, D) # number of the pair (d, k)
+    n_dk = torch.bincount(bin_dk.flatten(), minlength=D * K).reshape(*x.shape[1:], K)
+    return (n_dk.double() + 1) / (N + K)
 
 # %% ../nbs/01_core.ipynb #917772f9
 @checked
@@ -462,9 +495,18 @@ def earlier_time(
         raise TimeError(f's = {s.tolist()} must lie below t = {t.tolist()}, entry by entry')
     return s
 
+def checked_methods(
+    cls: type, # a class; the methods that it defines itself are replaced
+) -> None:
+    "Decorate with `checked` every method that a class defines."
+    for name, f in list(vars(cls).items()):
+        done = name.startswith('_') or not inspect.isfunction(f) or hasattr(f, 'is_checked')
+        if not done: setattr(cls, name, checked(f))
+
 # %% ../nbs/01_core.ipynb #71b5745f
 class Process:
-    "How data is destroyed and how one step is undone; subclasses fill in the table above. Times are (B,) integers, s = t-1 unless given."
+    """How data is destroyed and how one step is undone; subclasses fill in the table above.
+    Times are (B,) integers, s = t-1 unless given."""
     T: int
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -486,7 +528,8 @@ checked_methods(Process)
 def evaluating(
     model, # a network, or what holds one: a partial, a method, an object with an attribute `model`
 ):
-    "A `with` block in which the network is in evaluation mode; afterwards each submodule is in its former mode."
+    """A `with` block in which the network is in evaluation mode; afterwards each submodule is in
+    its former mode."""
     network = model
     while network is not None and not isinstance(network, torch.nn.Module):
         inside = (getattr(network, name, None) for name in ('model', 'func', '__self__'))
@@ -527,38 +570,57 @@ def check_bound(
         raise TimeError(f'n_t = {n_t!r}, allowed are the integers 1..{T}; None takes every t')
     check_generator(generator, N)
 
+def stratified_times(
+    u: Tensor, # (B,) uniform numbers within 0..1, 1 excluded
+    j: int, # which strip of 1..T, counted from 0
+    n_t: int, # number of strips
+    T: int, # number of steps
+) -> Tensor: # (B,) integer times
+    "A random time of strip j, the stretch from j T/n_t to (j+1) T/n_t (A9)."
+    point = (j + u) * T / n_t
+    return 1 + point.long().clamp(T * j // n_t, T - 1) # rounding must not lead out of the strip
+
 # %% ../nbs/01_core.ipynb #c26690fd
-def one_term(
+def bound_terms(
     process: Process, # what destroys
     model, # network: out = model(x_t, t, **cond)
     x0, # (B, ...) clean examples, or a tuple of such
-    j: int, # which strip of 1..T, counted from 0
     n_t: int, # number of strips
     generator, # one, or a list of one per example
     cond: dict, # what else the network reads
-) -> tuple: # (B,) times, one from the strip for each example; (B,) L_t there, nats, float64
-    "The term of the bound at a random time of one strip (A9)."
-    u = rand((len(as_tuple(x0)[0]),), generator, as_tuple(x0)[0].device, torch.float64)
-    t = 1 + ((j + u) * process.T / n_t).long().clamp(process.T * j // n_t, process.T - 1)
-    x_t = process.q_sample(x0, t, generator)
-    return t, process.L_t(model(x_t, t, **cond), x0, x_t, t).double()
+) -> tuple: # (B, n_t) times, one of each strip; (B, n_t) L_t at these times, nats, float64
+    "The terms of the bound at one random time of each strip (A9)."
+    one_part = as_tuple(x0)[0]
+    times, terms = [], []
+    for j in tqdm(range(n_t), desc='elbo', delay=5, leave=False):
+        u = rand((len(one_part),), generator, one_part.device, torch.float64)
+        t = stratified_times(u, j, n_t, process.T)
+        x_t = process.q_sample(x0, t, generator)
+        out = model(x_t, t, **cond)
+        times.append(t)
+        terms.append(process.L_t(out, x0, x_t, t).double())
+    return torch.stack(times, 1), torch.stack(terms, 1)
 
 # %% ../nbs/01_core.ipynb #1d098cd5
 def bound_summary(
-    total: Tensor, # (B,) nats, the bound of each example
-    L_T: Tensor, # (B,) nats
-    L_t: Tensor, # (T+1,) nats, summed over the draws
-    count: Tensor, # (T+1,) draws of each time
+    L_T: Tensor, # (N,) nats
+    times: Tensor, # (N, n_t) the times that were drawn
+    terms: Tensor, # (N, n_t) nats, L_t at these times
+    T: int, # number of steps
     D: int, # numbers in one example
-) -> dict: # nats: `L_T`, `L_t` (T+1,) NaN where `count` (T+1,) is 0, `L_0` or None, `total`, `total_se`, `each` (B,); `bits_per_dim`, `bits_per_dim_se`
+) -> dict: # the entries of the table below
     "Means over the examples, in nats and in bits per dimension (K6)."
-    L_t = L_t / count
-    L_t[0] = 0
-    nats = total.mean().item()
-    se = total.std().item() / len(total) ** 0.5 if len(total) > 1 else math.nan
+    each = L_T + T * terms.mean(1)
+    nats = each.mean().item()
+    se = each.std().item() / len(each) ** 0.5 if len(each) > 1 else math.nan
     bits = D * math.log(2)
-    return dict(L_T=L_T.mean().item(), L_t=L_t, L_0=L_t[1].item() if count[1] > 0 else None, total=nats, total_se=se,
-                each=total, bits_per_dim=nats / bits, bits_per_dim_se=se / bits, count=count)
+    zeros = L_T.new_zeros(T + 1)
+    count = zeros.index_add(0, times.flatten(), torch.ones_like(terms).flatten())
+    L_t = zeros.index_add(0, times.flatten(), terms.flatten()) / count
+    L_t[0] = 0
+    L_0 = L_t[1].item() if count[1] > 0 else None
+    return dict(L_T=L_T.mean().item(), L_t=L_t, L_0=L_0, total=nats, total_se=se, each=each,
+                bits_per_dim=nats / bits, bits_per_dim_se=se / bits, count=count)
 
 # %% ../nbs/01_core.ipynb #25895a56
 @torch.no_grad()
@@ -571,20 +633,20 @@ def elbo(
     batch_size: int = 512, # examples per call of the network, for memory
     cond: dict | None = None, # what else the network reads, name: (B, ...) tensor
 ) -> dict: # the entries of `bound_summary`
-    "The negative ELBO of held-out data, every t or by strata, with its standard error over the examples (K6, A9). Raises TimeError, DataError, ShapeError."
+    """The negative ELBO of held-out data, every t or by strata, with its standard error over the
+    examples (K6, A9). Raises TimeError, DataError, ShapeError."""
     n_t = process.T if n_t is None else n_t
     check_bound(x0, n_t, process.T, generator)
-    N, T = len(as_tuple(x0)[0]), process.T
-    pieces = [slice(i, i + batch_size) for i in range(0, N, batch_size)]
-    L_T = torch.cat([process.L_T(index_batch(x0, piece)).double() for piece in pieces])
-    total, L_t, count = L_T.clone(), L_T.new_zeros(T + 1), L_T.new_zeros(T + 1)
-    with evaluating(model):
-        for piece, j in tqdm([(p, j) for p in pieces for j in range(n_t)], desc='elbo', delay=5, leave=False):
-            t, L = one_term(process, model, index_batch(x0, piece), j, n_t, generator_rows(generator, piece), index_batch(cond or {}, piece))
-            total[piece] += L * (T / n_t)
-            L_t.index_add_(0, t, L)
-            count.index_add_(0, t, torch.ones_like(L))
-    return bound_summary(total, L_T, L_t, count, sum(part[0].numel() for part in as_tuple(x0)))
+    L_T, drawn = [], []
+    for i in range(0, len(as_tuple(x0)[0]), batch_size):
+        rows = slice(i, i + batch_size)
+        part, g = index_batch(x0, rows), generator_rows(generator, rows)
+        given = index_batch(cond or {}, rows)
+        L_T.append(process.L_T(part).double())
+        with evaluating(model): drawn.append(bound_terms(process, model, part, n_t, g, given))
+    times, terms = map(torch.cat, zip(*drawn))
+    D = sum(part[0].numel() for part in as_tuple(x0))
+    return bound_summary(torch.cat(L_T), times, terms, process.T, D)
 
 # %% ../nbs/01_core.ipynb #796d6e2c
 def step_times(
@@ -594,29 +656,56 @@ def step_times(
     "The times that a reverse run visits, T first and 0 last (K13). Raises TimeError."
     steps = T if steps is None else steps
     if not isinstance(steps, int) or not 1 <= steps <= T:
-        raise TimeError(f'steps = {steps!r}, allowed are the integers 1..{T}: T = {T} has no more steps to take')
+        raise TimeError(f'steps = {steps!r}, allowed are the integers 1..{T}: '
+                        f'T = {T} has no more steps to take')
     return [round(T * (1 - i / steps)) for i in range(steps + 1)]
+
+def _same_time(x, t):
+    "(B,) the time t for every example of x."
+    one_part = as_tuple(x)[0]
+    return torch.full(one_part.shape[:1], t, device=one_part.device)
+
+# %% ../nbs/01_core.ipynb #d972c46b
+def check_keep(
+    keep: Tensor, # booleans that say which entries are known
+    name: str = 'keep', # what the message calls it
+) -> None:
+    "Raise DtypeError unless `keep` holds booleans."
+    if keep.dtype == torch.bool: return
+    binary = bool(((keep == 0) | (keep == 1)).all())
+    compare = f'compare with something, such as {name} > 0.5; {name}.bool() would keep all but 0'
+    remedy = f'use {name}.bool()' if binary else compare
+    raise DtypeError(f'{name} has dtype {keep.dtype}; it says yes or no for each entry: {remedy}')
+
+def check_known(
+    x_t: tuple, # parts of the state
+    x0: tuple, # parts of the known examples
+    keep: tuple, # booleans for each part
+) -> None:
+    "Raise DtypeError or ShapeError unless the three fit, part by part."
+    for x, clean, k in zip(x_t, x0, keep, strict=True):
+        check_keep(k)
+        shapes = tuple(x.shape), tuple(clean.shape), tuple(k.shape)
+        if len(set(shapes)) > 1:
+            raise ShapeError('x_t {}, known x0 {} and keep {} must have one shape'.format(*shapes))
 
 # %% ../nbs/01_core.ipynb #c6c7f953
 @checked
 def overwrite_known(
     process: Process, # that knows q(x_t | x_0)
     x_t, # state of the chain at time t, (B, ...) or a tuple
-    known: tuple, # (x0, keep): examples, anything where not kept, and booleans of the same shape that say which entries are known
+    known: tuple, # (x0, keep): examples, anything where not kept, and booleans of the same shape
     t: int, # time, 0..T
     generator=None, # on x_t's device: one, or a list of one per example
 ): # x_t with the known entries at noise level t
     "Overwrite what is known, noised to time t (K23). Raises ShapeError, DtypeError."
-    for x, clean, k in zip(*map(as_tuple, (x_t, *known)), strict=True):
-        check_keep(k)
-        if not x.shape == clean.shape == k.shape:
-            raise ShapeError(f'x_t {tuple(x.shape)}, known x0 {tuple(clean.shape)} and keep {tuple(k.shape)} must have one shape')
-    clean = tuple(torch.where(k, as_int64(x), 0) for x, k in zip(*map(as_tuple, known))) # 0 is a class of every process
-    clean = clean if isinstance(x_t, tuple) else clean[0]
-    t_B = torch.full(as_tuple(x_t)[0].shape[:1], t, device=as_tuple(x_t)[0].device)
-    noisy = clean if t == 0 else process.q_sample(clean, t_B, generator)
-    held = tuple(torch.where(k, n, x) for k, n, x in zip(as_tuple(known[1]), as_tuple(noisy), as_tuple(x_t)))
-    return held if isinstance(x_t, tuple) else held[0]
+    parts, x0, keep = map(as_tuple, (x_t, *known))
+    check_known(parts, x0, keep)
+    def like_x_t(tensors): return tuple(tensors) if isinstance(x_t, tuple) else tensors[0]
+    # where nothing is known: 0, a class of every process
+    clean = like_x_t([torch.where(k, as_int64(x), 0) for k, x in zip(keep, x0)])
+    noisy = clean if t == 0 else process.q_sample(clean, _same_time(x_t, t), generator)
+    return like_x_t([torch.where(k, n, x) for k, n, x in zip(keep, as_tuple(noisy), parts)])
 
 # %% ../nbs/01_core.ipynb #24b4ccf9
 @torch.no_grad()
@@ -625,18 +714,20 @@ def trajectory(
     model, # network: out = model(x_t, t)
     shape: tuple, # of the examples, (B, ...), or a tuple of shapes
     steps: int | None = None, # network calls, 1..T; None takes T
-    generator=None, # one, or a list of one per example; its device is where the examples are made
+    generator=None, # one, or a list of one per example; its device is where examples are made
     known: tuple | None = None, # (x0, keep) of `overwrite_known`; None when nothing is known
 ): # yields (t, x_t) from (T, prior sample) to (0, generated example)
-    "Run the reverse chain and yield every state on the way. Raises TimeError and the errors of hold."
+    """Run the reverse chain and yield every state on the way.
+    Raises TimeError and the errors of `overwrite_known`."""
     times = step_times(process.T, steps)
-    keep_known = lambda x_t, t: overwrite_known(process, x_t, known, t, generator) if known else x_t
-    x_t = keep_known(process.prior(shape, generator), times[0])
+    x_t = process.prior(shape, generator)
+    if known: x_t = overwrite_known(process, x_t, known, times[0], generator)
     yield times[0], x_t
     for t, s in tqdm(list(zip(times, times[1:])), desc='generate', delay=5, leave=False):
-        t_B, s_B = (torch.full(as_tuple(x_t)[0].shape[:1], u, device=as_tuple(x_t)[0].device) for u in (t, s))
+        t_B, s_B = _same_time(x_t, t), _same_time(x_t, s)
         with evaluating(model): out = model(x_t, t_B)
-        x_t = keep_known(process.step(out, x_t, t_B, s_B, generator), s)
+        x_t = process.step(out, x_t, t_B, s_B, generator)
+        if known: x_t = overwrite_known(process, x_t, known, s, generator)
         yield s, x_t
 
 # %% ../nbs/01_core.ipynb #22ad3ae9
@@ -645,9 +736,10 @@ def generate(
     model, # network: out = model(x_t, t)
     shape: tuple, # of the examples, (B, ...), or a tuple of shapes
     steps: int | None = None, # network calls, 1..T; None takes T
-    generator=None, # one, or a list of one per example; its device is where the examples are made
+    generator=None, # one, or a list of one per example; its device is where examples are made
     known: tuple | None = None, # (x0, keep) of `overwrite_known`; None when nothing is known
 ) -> Tensor: # (B, ...) generated x_0
-    "Sample x_T from the prior and undo every step down to x_0 (K13, Algorithm 2). Raises TimeError and the errors of hold."
+    """Sample x_T from the prior and undo every step down to x_0 (K13, Algorithm 2).
+    Raises TimeError and the errors of `overwrite_known`."""
     for _, x_t in trajectory(process, model, shape, steps, generator, known): pass
     return x_t
