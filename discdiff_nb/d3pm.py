@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['uniform_Q', 'absorbing_Q', 'log_q_path', 'Q_bar', 'matrix_posterior', 'matrix_step', 'matrix_likelihood',
-           'matrix_elbo', 'log_mask_jump', 'reveal_probability', 'check_reachable', 'absorbing_kl', 'log_reveal',
-           'no_mask', 'MaskJumps', 'Absorbing', 'hybrid_loss', 'hybrid']
+           'matrix_elbo', 'log_mask_jump', 'reveal_probability', 'check_reachable', 'checked_masked', 'no_mask',
+           'absorbing_kl', 'log_reveal', 'MaskJumps', 'Absorbing', 'hybrid_loss', 'hybrid']
 
 # %% ../nbs/06_d3pm.ipynb #82faa3ec
 import copy
@@ -50,9 +50,9 @@ def Q_bar(
     Q: Tensor, # (T+1, K, K) one-step matrices, Q[0] = I
 ) -> Tensor: # (T+1, K, K) q(x_t = column | x_0 = row)
     "The running product Q_1 ... Q_t (D6)."
-    out = [Q[0]]
-    for Q_t in Q[1:]: out.append(out[-1] @ Q_t)
-    return torch.stack(out)
+    bar = [Q[0]]
+    for Q_t in Q[1:]: bar.append(bar[-1] @ Q_t)
+    return torch.stack(bar)
 
 @checked
 def matrix_posterior(
@@ -61,30 +61,35 @@ def matrix_posterior(
     t: int, # time, 1..T
     Q: Tensor, # (T+1, K, K) one-step matrices
 ) -> Tensor: # (B, K) q(x_{t-1} | x_t, x_0)
-    "Column of Q_t times row of Q_bar_{t-1}, divided by their sum (D7). Raises ClassError."
+    "Column of Q_t times row of Q_bar_{t-1}, over an entry of Q_bar_t (D7). Raises ClassError."
     bar = Q_bar(Q)
-    never = bar[t][x0, x_t] == 0
-    if never.any(): raise ClassError(f'x_t = {x_t[never].tolist()} cannot come of x0 = {x0[never].tolist()} in {t} steps: give pairs that can')
-    return Q[t].T[x_t] * bar[t - 1][x0] / bar[t][x0, x_t][:, None]
+    column, row, entry = Q[t].T[x_t], bar[t - 1][x0], bar[t][x0, x_t]
+    never = entry == 0
+    if never.any():
+        raise ClassError(f'x_t = {x_t[never].tolist()} cannot come of x0 = {x0[never].tolist()} '
+                         f'in {t} steps: give pairs that can')
+    return column * row / entry[:, None]
 
 # %% ../nbs/06_d3pm.ipynb #e3626626
 def matrix_step(
-    answer: Tensor, # (K, K) row x_t: the network's distribution over x_0
+    p_x0: Tensor, # (K, K) row x_t: the network's distribution over x_0
     t: int, # time, 1..T
     Q: Tensor, # (T+1, K, K) one-step matrices
 ) -> Tensor: # (K, K) row x_t, column x_{t-1}
-    "Reverse step: the posteriors averaged over the answer, as one matrix product (D9)."
+    "Reverse step: the posteriors averaged over p_x0, as one matrix product (D9)."
     bar = Q_bar(Q)
-    share = torch.where(bar[t].T > 0, answer / bar[t].T, 0.)
-    return Q[t].T * (share @ bar[t - 1])
+    q_xt = bar[t].T # row x_t, column x_0: what each posterior is divided by
+    weight = torch.where(q_xt > 0, p_x0 / q_xt, 0.)
+    return Q[t].T * (weight @ bar[t - 1])
 
 def matrix_likelihood(
     prior: Tensor, # (K,) p(x_T)
     steps: Tensor, # (T+1, K, K) reverse steps, row x_t, column x_{t-1}; entry 0 unused
 ) -> Tensor: # (K,) p(x_0)
     "Start from the prior, undo every step (D8)."
-    for step in steps[1:].flip(0): prior = prior @ step
-    return prior
+    p = prior
+    for step in steps[1:].flip(0): p = p @ step
+    return p
 
 # %% ../nbs/06_d3pm.ipynb #b50aff41
 @checked
@@ -94,14 +99,17 @@ def matrix_elbo(
     Q: Tensor, # (T+1, K, K) one-step matrices
     prior: Tensor, # (K,) p(x_T)
 ) -> Tensor: # () nats
-    "The negative ELBO of one position: prior matching, T - 1 divergences, reconstruction (D11)."
-    bar = Q_bar(Q)
-    L = kl_categorical(bar[-1][x0].log(), prior.log())
+    "Negative ELBO of one position: prior matching, T - 1 divergences, reconstruction (D11)."
+    q_t = Q_bar(Q)[:, x0] # row t: q(x_t | x_0)
+    L_T = kl_categorical(q_t[-1].log(), prior.log())
+    L_vb = L_T
     for t in range(2, len(Q)):
-        x_t = bar[t][x0].nonzero().squeeze(1) # what can be met at t
-        kl = kl_categorical(matrix_posterior(x0.expand(len(x_t)), x_t, t, Q).log(), steps[t][x_t].log())
-        L = L + bar[t][x0, x_t] @ kl
-    return L - torch.xlogy(bar[1][x0], steps[1][:, x0]).sum()
+        x_t = q_t[t].nonzero().squeeze(1) # what can be met at t
+        posterior = matrix_posterior(x0.expand(len(x_t)), x_t, t, Q)
+        kl = kl_categorical(posterior.log(), steps[t][x_t].log())
+        L_vb = L_vb + q_t[t][x_t] @ kl
+    L_0 = -torch.xlogy(q_t[1], steps[1][:, x0]).sum()
+    return L_vb + L_0
 
 # %% ../nbs/06_d3pm.ipynb #b0673348
 @checked
@@ -117,10 +125,10 @@ def log_mask_jump(
 def reveal_probability(
     alpha_bar_s: Tensor, # left at the earlier time, float64
     alpha_bar_t: Tensor, # left at the later time, float64
-) -> Tensor: # probability, 0..1
-    "The chance that a position masked at t was visible at s: (alpha_bar_s - alpha_bar_t) / (1 - alpha_bar_t) (K19, U6)."
+) -> Tensor: # probability w, 0..1
+    "The chance that a position masked at t was visible at s (K19, U6)."
     w = (alpha_bar_s - alpha_bar_t) / (1 - alpha_bar_t)
-    return torch.where(alpha_bar_s == 1, 1., w) # nothing is masked at s: the limit where alpha_bar_t is 1, too
+    return torch.where(alpha_bar_s == 1, 1., w) # nothing is masked at s, also where alpha_bar_t = 1
 
 # %% ../nbs/06_d3pm.ipynb #5aaa2a27
 @checked
@@ -128,74 +136,107 @@ def check_reachable(
     x0: Tensor, # (B, ...) clean classes, no mask
     x_t: Tensor, # (B, ...) noisy classes
     mask_id: int, # class of the mask
-) -> Tensor: # (B, ...) whether x_t is blank
+) -> Tensor: # (B, ...) whether x_t is masked
     "Raise DtypeError, ShapeError or ClassError unless x_t is x0 or the mask everywhere."
-    if x_t.dtype not in INTEGERS: raise DtypeError(f'x_t has dtype {x_t.dtype}; classes are integers 0..{mask_id}')
-    if x_t.shape != x0.shape: raise ShapeError(f'x_t {tuple(x_t.shape)} and x0 {tuple(x0.shape)} must have one shape')
-    blank, other = x_t == mask_id, x_t != x0
-    if torch.equal(blank, other): return blank
-    raise ClassError(f'{int((blank != other).sum())} positions of x_t are neither x0 nor the mask {mask_id}; absorbing noise cannot produce them')
+    if x_t.dtype not in INTEGERS:
+        raise DtypeError(f'x_t has dtype {x_t.dtype}; classes are integers 0..{mask_id}')
+    if x_t.shape != x0.shape:
+        shapes = f'x_t {tuple(x_t.shape)} and x0 {tuple(x0.shape)}'
+        raise ShapeError(f'{shapes} must have one shape')
+    masked, changed = x_t == mask_id, x_t != x0
+    if torch.equal(masked, changed): return masked
+    n = int((masked != changed).sum())
+    raise ClassError(f'{n} positions of x_t are neither x0 nor the mask {mask_id}; '
+                     'absorbing noise cannot produce them')
 
-# %% ../nbs/06_d3pm.ipynb #c2f10e6b
+# %% ../nbs/06_d3pm.ipynb #4cd003f4
+@checked
+def checked_masked(
+    process: Categorical, # with a mask_id
+    x0: Tensor, # (B, ...) clean classes
+    x_t: Tensor, # (B, ...) noisy classes
+    t: Tensor, # (B,) times 1..T
+) -> Tensor: # (B, ...) whether x_t is masked
+    "Check what goes into a term of the bound. Raises the errors of check_reachable, TimeError."
+    check_classes(x0, process.classes)
+    check_t(t, process.T)
+    if len(t) != len(x_t):
+        shape = tuple(t.shape)
+        raise ShapeError(f't has shape {shape} for {len(x_t)} examples; give one time per example')
+    return check_reachable(x0, x_t, process.mask_id)
+
+# %% ../nbs/06_d3pm.ipynb #f267a544
+def no_mask(
+    logits_x0: Tensor, # (B, ..., K) the network's logits
+) -> Tensor: # (B, ..., K) the same, -inf at the mask
+    "Clean data holds no mask, whatever the network says of it."
+    K = logits_x0.shape[-1]
+    is_mask = torch.arange(K, device=logits_x0.device) == K - 1
+    return torch.where(is_mask, -math.inf, logits_x0)
+
 @checked
 def absorbing_kl(
     logits_x0: Tensor, # (B, ..., K) the network's logits; the mask's is ignored
     x0: Tensor, # (B, ...) clean classes, no mask
-    blank: Tensor, # (B, ...) whether x_t is the mask
-    w: Tensor, # (B,) probability that this step reveals a blank
+    masked: Tensor, # (B, ...) whether x_t is the mask
+    w: Tensor, # (B,) probability that this step reveals a masked position
 ) -> Tensor: # (B,) nats
-    "KL of the two posteriors under absorbing noise: w times the sum of -log p(x_0) over the blanks (U6)."
-    rows = blank.flatten().nonzero().squeeze(1)
-    logits, right = logits_x0.flatten(0, -2).index_select(0, rows), x0.flatten().index_select(0, rows)
-    nll = right_nll(logits.index_fill_(1, rows.new_full((1,), logits.shape[1] - 1), -math.inf), right)
-    nll = sum_positions(nll.new_zeros(blank.numel()).index_copy(0, rows, nll).view_as(blank))
-    return torch.where(w > 0, w * nll.double(), 0.).to(nll) # a step that reveals nothing costs nothing, 0 times infinity
+    "KL of the posteriors: w times the sum of -log p(x_0) over the masked positions (U6)."
+    logits_x0 = no_mask(logits_x0)
+    nll = right_nll(logits_x0.flatten(0, -2), x0.flatten()).view_as(x0)
+    nll = sum_positions(torch.where(masked, nll, 0.))
+    return torch.where(w > 0, w * nll.double(), 0.).to(nll)
 
 # %% ../nbs/06_d3pm.ipynb #6fde1bca
 @checked
 def log_reveal(
     log_p_x0: Tensor, # (B, ..., K) log-probabilities of x_0, -inf at the mask
     x_t: Tensor, # (B, ...) noisy classes
-    w: Tensor, # (B, 1, ...) probability that this step reveals a blank
+    w: Tensor, # (B, 1, ...) probability that this step reveals a masked position
 ) -> Tensor: # (B, ..., K) log-probabilities of x_s
-    "Copy what is visible; fill a blank with probability w from p(x_0), else leave it blank (K16, K17 for the mask)."
-    is_class = torch.arange(log_p_x0.shape[-1], device=x_t.device)
-    log_w, log_rest = (p[..., None].log().to(log_p_x0) for p in (w, 1 - w)) # 1 - w in w's own precision
-    blank = torch.where(is_class == len(is_class) - 1, log_rest, log_w + log_p_x0)
-    visible = torch.where(is_class == x_t[..., None], 0., -math.inf).to(log_p_x0)
-    return torch.where(x_t[..., None] == len(is_class) - 1, blank, visible)
-
-def no_mask(
-    logits_x0: Tensor, # (B, ..., K) the network's logits
-) -> Tensor: # (B, ..., K) the same, -inf at the mask
-    "Clean data holds no mask, whatever the network says of it."
-    return torch.where(torch.arange(logits_x0.shape[-1], device=logits_x0.device) == logits_x0.shape[-1] - 1, -math.inf, logits_x0)
+    "Copy what is visible; reveal what is masked with probability w, from p(x_0) (K16, K17)."
+    k = torch.arange(log_p_x0.shape[-1], device=x_t.device)
+    mask_id, x_t = k[-1], x_t[..., None]
+    log_w, log_rest = w.log().to(log_p_x0), (1 - w).log().to(log_p_x0)
+    if_masked = torch.where(k == mask_id, log_rest[..., None], log_w[..., None] + log_p_x0)
+    if_visible = torch.where(k == x_t, 0., -math.inf).to(log_p_x0)
+    return torch.where(x_t == mask_id, if_masked, if_visible)
 
 # %% ../nbs/06_d3pm.ipynb #87f362a7
 class MaskJumps(Categorical):
-    "Row, column, mix and prior of absorbing noise; mask_id = K - 1 (K19). Raises ScheduleError, ClassError."
-    def __init__(self, K: int, schedule: Schedule): # K >= 2 classes, the mask included; alpha_bar[T] = 0
+    "Row, column, mix and prior of absorbing noise; mask_id = K - 1 (K19). Raises ScheduleError."
+    def __init__(self, K: int, schedule: Schedule): # K >= 2, the mask included; alpha_bar[T] = 0
         super().__init__(K, schedule)
         self.mask_id = self.classes = K - 1
         if schedule.alpha_bar[-1] != 0:
-            raise ScheduleError(f'alpha_bar[T] = {schedule.alpha_bar[-1]:.3g} must be 0 (all masked): use reciprocal_schedule')
+            raise ScheduleError(f'alpha_bar[T] = {schedule.alpha_bar[-1]:.3g} must be 0 '
+                                '(all masked): use reciprocal_schedule')
+    def log_jump(self, x_s, x_t, s, t): # log q(x_t | x_s), shapes that broadcast
+        keep = alpha_bar_ratio(self.schedule, s, t, max(x_s.ndim, x_t.ndim))
+        return log_mask_jump(x_s, x_t, keep, self.mask_id)
     def log_row(self, x_s, s, t):
-        return log_mask_jump(x_s[..., None], torch.arange(self.K, device=x_s.device), alpha_bar_ratio(self.schedule, s, t, x_s.ndim + 1), self.mask_id)
+        k = torch.arange(self.K, device=x_s.device)
+        return self.log_jump(x_s[..., None], k, s, t)
     def log_column(self, x_t, s, t):
-        return log_mask_jump(torch.arange(self.K, device=x_t.device), x_t[..., None], alpha_bar_ratio(self.schedule, s, t, x_t.ndim + 1), self.mask_id)
+        k = torch.arange(self.K, device=x_t.device)
+        return self.log_jump(k, x_t[..., None], s, t)
     def log_mix(self, log_p, s):
-        b = gather_t(self.schedule.alpha_bar, s, log_p.ndim)
-        return torch.where(torch.arange(self.K, device=s.device) == self.mask_id, (1 - b).log().to(log_p), log_p + b.log().to(log_p))
-    def log_prior(self): return torch.where(torch.arange(self.K) == self.mask_id, 0., -math.inf).double()
-    def prior(self, shape, generator=None): return torch.full(shape, self.mask_id, device=device_of(generator))
+        keep = gather_t(self.schedule.alpha_bar, s, log_p.ndim)
+        is_mask = torch.arange(self.K, device=s.device) == self.mask_id
+        return torch.where(is_mask, (1 - keep).log().to(log_p), log_p + keep.log().to(log_p))
+    def log_prior(self): return F.one_hot(torch.tensor(self.mask_id), self.K).double().log()
+    def prior(self, shape, generator=None):
+        return torch.full(shape, self.mask_id, device=device_of(generator))
 
 # %% ../nbs/06_d3pm.ipynb #f29e4f50
 class Absorbing(MaskJumps):
-    "Absorbing noise: each step masks a class with probability beta_t; mask_id = K - 1 (K19, U6). Raises ScheduleError, ClassError."
-    def __init__(self, K: int, schedule: Schedule): # K >= 2 classes, the mask included; alpha_bar[T] = 0
+    "Each step masks a class with probability beta_t (K19, U6). Raises ScheduleError, ClassError."
+    def __init__(self, K: int, schedule: Schedule): # K >= 2, the mask included; alpha_bar[T] = 0
         super().__init__(K, schedule)
-        self.w_one = torch.cat([torch.zeros(1).double(), reveal_probability(schedule.alpha_bar[:-1], schedule.alpha_bar[1:])]) # s = t - 1
-    def w(self, s, t, ndim): return reveal_probability(*(gather_t(self.schedule.alpha_bar, u, ndim) for u in (s, t)))
+        self.w_one = reveal_probability(schedule.alpha_bar[:-1], schedule.alpha_bar[1:]) # t = 1..T
+    def w(self, s, t, ndim):
+        alpha_bar = self.schedule.alpha_bar
+        return reveal_probability(gather_t(alpha_bar, s, ndim), gather_t(alpha_bar, t, ndim))
     def q_sample(self, x0, t, generator=None): return keep_or_redraw(self, x0, t, generator)
     def q_posterior(self, x0, x_t, t, s=None):
         s = checked_step(self, x_t, t, s, x0)
@@ -206,11 +247,12 @@ class Absorbing(MaskJumps):
         log_p_x0 = no_mask(check_logits(out, x_t, self.K).double()).log_softmax(-1)
         return check_finite(log_reveal(log_p_x0, x_t, self.w(s, t, x_t.ndim)), 'p_posterior')
     def L_t(self, out, x0, x_t, t):
-        check_classes(x0, self.classes), check_t(t, self.T)
-        if len(t) != len(x_t): raise ShapeError(f't has shape {tuple(t.shape)} for {len(x_t)} examples; give one time per example')
-        blank, out = check_reachable(x0, x_t, self.mask_id), check_logits(out, x_t, self.K)
-        return check_finite(absorbing_kl(out, x0, blank, tables_on(self, t, 'w_one')[0][t]), 'L_t')
-    def L_T(self, x0): check_classes(x0, self.classes); return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+        masked, logits = checked_masked(self, x0, x_t, t), check_logits(out, x_t, self.K)
+        w = tables_on(self, t, 'w_one')[0][t - 1]
+        return check_finite(absorbing_kl(logits, x0, masked, w), 'L_t')
+    def L_T(self, x0):
+        check_classes(x0, self.classes)
+        return x0.new_zeros(len(x0), dtype=torch.float64)
 
 # %% ../nbs/06_d3pm.ipynb #f7a5b27b
 @checked
@@ -222,17 +264,23 @@ def hybrid_loss(
     t: Tensor, # (B,) times 1..T
     weight: float, # lambda, on the cross-entropy
 ) -> Tensor: # (B,) nats
-    "The bound's term plus lambda times the cross-entropy of x_0 (Austin et al. 2021, eq. 5; D11). Raises the errors of L_t."
-    return process.L_t(out, x0, x_t, t) + weighted_cross_entropy(process, out, x0, x_t, weight)
+    "L_t plus lambda times the cross-entropy of x_0 (Austin et al. 2021, eq. 5; D11)."
+    L_t = process.L_t(out, x0, x_t, t)
+    return L_t + weighted_cross_entropy(process, out, x0, x_t, weight)
 
+# %% ../nbs/06_d3pm.ipynb #c7676061
 def hybrid(
-    process: Categorical, # any whose network returns logits of x_0, or one that is a hybrid or reweighted already
+    process: Categorical, # whose network returns logits of x_0; it may be a hybrid already
     weight: float, # lambda, on the cross-entropy, 0 or above
 ) -> Categorical: # the same process, with lambda times the cross-entropy added to its loss
-    "A copy that trains on hybrid_loss; bound and sampler stay (D11). Raises ScheduleError, DiscdiffError."
+    "A copy trained on hybrid_loss; the rest stays (D11). Raises ScheduleError, DiscdiffError."
     if not isinstance(process, Categorical):
-        raise DiscdiffError(f'hybrid needs a network that returns logits of x_0, as {type(process).__name__} does not')
-    if not 0 <= weight < math.inf: raise ScheduleError(f'the weight of the cross-entropy is {weight}; it must be 0 or above, and finite')
+        name = type(process).__name__
+        raise DiscdiffError('hybrid needs a network that returns logits of x_0, '
+                            f'as {name} does not')
+    if not 0 <= weight < math.inf:
+        raise ScheduleError(f'the weight of the cross-entropy is {weight}; '
+                            'it must be 0 or above, and finite')
     mixed = copy.copy(process)
     mixed.hybrid_weight = process.hybrid_weight + weight
     return mixed
