@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['log_uniform_row', 'alpha_bar_ratio', 'checked_step', 'RightAnswer', 'right_nll', 'weighted_cross_entropy',
-           'LogitsProcess', 'Categorical', 'three_values', 'sum_log1p', 'LogSums', 'log_sums', 'kl_coefficients',
-           'uniform_kl', 'keep_or_redraw', 'Multinomial', 'remove_self_likelihood']
+           'LogitsProcess', 'check_process', 'Categorical', 'three_values', 'log_sums', 'signal_to_noise', 'uniform_kl',
+           'keep_or_redraw', 'Multinomial', 'remove_self_likelihood']
 
 # %% ../nbs/05_multinomial.ipynb #92e6ebc1
 import math
 import torch
 import torch.nn.functional as F
+from collections.abc import Callable
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from .core import (ClassError, Process, Schedule, ScheduleError, ShapeError,
                               alpha_between, check_classes, check_finite, check_logits, checked,
                               device_of, gather_t, kl_categorical, rand, randint,
-                              sample_categorical, sum_positions, tables_on)
+                              sample_categorical, sum_positions)
 
 # %% ../nbs/05_multinomial.ipynb #1c157402
 @checked
@@ -50,37 +51,42 @@ def checked_step(
     s: Tensor | None = None, # (B,) times below t, or None for t - 1
     x0: Tensor | None = None, # (B, ...) clean classes, where there are some
 ) -> Tensor: # (B,) s
-    "Check all that goes into one step back; raise TimeError, ClassError, DtypeError, DataError or ShapeError."
+    "Check one step back; raise TimeError, ClassError, DtypeError, DataError or ShapeError."
     check_classes(x_t, process.K, 'x_t')
     if x0 is not None: check_classes(x0, process.classes)
-    if t.shape != x_t.shape[:1] or (x0 is not None and x0.shape != x_t.shape):
-        shape = tuple(x_t.shape if x0 is None else x0.shape)
-        raise ShapeError(f'x_t {tuple(x_t.shape)}, x0 {shape} and t {tuple(t.shape)} must be (B, ...), (B, ...) and (B,)')
+    shape = tuple(x_t.shape if x0 is None else x0.shape)
+    if t.shape != x_t.shape[:1] or x_t.shape != shape:
+        given = f'x_t {tuple(x_t.shape)}, x0 {shape} and t {tuple(t.shape)}'
+        raise ShapeError(f'{given} must be (B, ...), (B, ...) and (B,)')
     return process.earlier(t, s)
 
 # %% ../nbs/05_multinomial.ipynb #5e9f3b60
 class RightAnswer(torch.autograd.Function):
-    "-log softmax(logits) at the right class, to its last digits where it is next to nothing: log(1 + the others / the right one)."
+    "-log softmax(logits) at the right class as log(1 + the others / the right one)."
     @staticmethod
     def forward(ctx, logits, right):
         top = logits.amax(-1, keepdim=True)
-        z, e = logits.gather(-1, right) - top, (logits - top).exp_()
+        z_right = logits.gather(-1, right) - top
+        e = (logits - top).exp_()
         e_right = e.gather(-1, right)
-        rest = e.scatter_(-1, right, 0.).sum(-1, keepdim=True)
-        ctx.save_for_backward(e, rest, e_right, right)
-        return torch.where(z > -1, torch.log1p(rest / e_right), (rest + e_right).log() - z).squeeze(-1)
+        others = e.scatter_(-1, right, 0.)
+        rest = others.sum(-1, keepdim=True)
+        ctx.save_for_backward(others, rest, e_right, right)
+        near = torch.log1p(rest / e_right)
+        far = (rest + e_right).log() - z_right
+        return torch.where(z_right > -1, near, far).squeeze(-1)
     @staticmethod
     @once_differentiable
     def backward(ctx, d):
-        e, rest, e_right, right = ctx.saved_tensors
+        others, rest, e_right, right = ctx.saved_tensors
         scale = d[..., None] / (rest + e_right)
-        return (e * scale).scatter_(-1, right, -rest * scale), None
+        return (others * scale).scatter_(-1, right, -rest * scale), None
 
 def right_nll(
     logits: Tensor, # (n, K) floats, -inf where a class is impossible
     right: Tensor, # (n,) int64 the right classes
 ) -> Tensor: # (n,) nats
-    "The cross-entropy of each row; in float32 as good as in float64, also for a network that is sure and right (U2)."
+    "The cross-entropy of each row; float32 as good as float64, also if it is sure and right (U2)."
     return RightAnswer.apply(logits, right[:, None])
 
 # %% ../nbs/05_multinomial.ipynb #e4d80c13
@@ -92,25 +98,36 @@ def weighted_cross_entropy(
     x_t: Tensor, # (B, ...) noisy classes
     weight: float, # of the cross-entropy, 0 or above
 ) -> Tensor | float: # (B,) nats; 0 where the weight is 0, whatever the logits
-    "The weight times the sum over the positions of -log p(x_0 | x_t). Raises ShapeError, DtypeError."
+    "Weight times the sum over positions of -log p(x_0 | x_t). Raises ShapeError, DtypeError."
     if weight == 0: return 0.
     logits = check_logits(out, x_t, process.K)[..., :process.classes]
     nll = right_nll(logits.reshape(-1, process.classes), x0.flatten())
     return weight * sum_positions(nll.view_as(x0))
 
 class LogitsProcess(Process):
-    "Its network returns logits of x_0, so its loss can add a cross-entropy to the bound's term (hybrid, chapter 06)."
+    "Its network returns logits of x_0: its loss can add a cross-entropy to the term (chapter 06)."
     hybrid_weight = 0.
     def loss(self, out, x0, x_t, t):
         L_t = self.L_t(out, x0, x_t, t)
         return L_t + weighted_cross_entropy(self, out, x0, x_t, self.hybrid_weight)
 
+# %% ../nbs/05_multinomial.ipynb #ed5c84a2
+def check_process(
+    K: int, # number of classes
+    schedule: Schedule, # noise levels
+) -> None:
+    "Raise ClassError unless K is an integer above 1, ScheduleError if beta[1] is 0."
+    if not isinstance(K, int) or K < 2:
+        raise ClassError(f'K = {K!r}; the number of classes is an integer of at least 2')
+    if schedule.beta[1] == 0:
+        raise ScheduleError('beta[1] is 0: the first step must destroy something, '
+                            'or t = 1 has nothing to undo')
+
 # %% ../nbs/05_multinomial.ipynb #212c49fb
 class Categorical(LogitsProcess):
-    "Diffusion over K classes, position by position; a subclass adds log_row, log_column, log_mix, log_prior (K16, K17, K18)."
+    "K classes; a subclass adds log_row, log_column, log_mix and log_prior (K16, K17, K18)."
     def __init__(self, K: int, schedule: Schedule): # K >= 2 classes; noise levels with beta[1] > 0
-        if not isinstance(K, int) or K < 2: raise ClassError(f'K = {K!r}; the number of classes is an integer of at least 2')
-        if schedule.beta[1] == 0: raise ScheduleError('beta[1] is 0: the first step must destroy something, or t = 1 has nothing to undo')
+        check_process(K, schedule)
         self.K, self.classes, self.schedule, self.T = K, K, schedule, schedule.T
     def q_posterior(self, x0, x_t, t, s=None):
         s = checked_step(self, x_t, t, s, x0)
@@ -118,66 +135,36 @@ class Categorical(LogitsProcess):
     def p_posterior(self, out, x_t, t, s=None):
         s = checked_step(self, x_t, t, s)
         log_p_x0 = check_logits(out, x_t, self.K).double().log_softmax(-1)
-        return check_finite((self.log_column(x_t, s, t) + self.log_mix(log_p_x0, s)).log_softmax(-1), 'p_posterior')
+        log_p_x_s = (self.log_column(x_t, s, t) + self.log_mix(log_p_x0, s)).log_softmax(-1)
+        return check_finite(log_p_x_s, 'p_posterior')
     def L_t(self, out, x0, x_t, t):
         kl = kl_categorical(self.q_posterior(x0, x_t, t), self.p_posterior(out, x_t, t))
         return check_finite(sum_positions(kl), 'L_t')
     def L_T(self, x0):
         t = torch.full(x0.shape[:1], self.T, device=x0.device)
         checked_step(self, x0, t, x0=x0)
-        return sum_positions(kl_categorical(self.log_row(x0, 0 * t, t), self.log_prior().to(x0.device)))
+        log_prior = self.log_prior().to(x0.device)
+        return sum_positions(kl_categorical(self.log_row(x0, 0 * t, t), log_prior))
     def q_sample(self, x0, t, generator=None):
         checked_step(self, x0, t, x0=x0)
         return sample_categorical(self.log_row(x0, 0 * t, t), generator)
-    def step(self, out, x_t, t, s=None, generator=None): return sample_categorical(self.p_posterior(out, x_t, t, s), generator)
+    def step(self, out, x_t, t, s=None, generator=None):
+        return sample_categorical(self.p_posterior(out, x_t, t, s), generator)
 
 # %% ../nbs/05_multinomial.ipynb #571af66e
 def three_values(
-    same: bool, # whether x_t = x_0
+    same: Tensor, # (...) whether x_t = x_0, bool
     a: Tensor, # (...) alpha_bar_t / alpha_bar_s, float64
     b: Tensor, # (...) alpha_bar_s, float64
     K: int, # number of classes
 ) -> tuple: # q at x_0, at x_t and at each other class, (...) float64 each
     "The three values of q(x_s | x_t, x_0) under uniform noise (K16)."
-    A, A_other = a + (1 - a) / K, (1 - a) / K
-    B, B_other = b + (1 - b) / K, (1 - b) / K
+    A_x_t, A_other = a + (1 - a) / K, (1 - a) / K
+    B_x0, B_other = b + (1 - b) / K, (1 - b) / K
+    A_x0 = torch.where(same, A_x_t, A_other)
+    B_x_t = torch.where(same, B_x0, B_other)
     Z = (1 - a * b) / K + same * a * b
-    q_x0 = (A if same else A_other) * B / Z
-    return q_x0, (q_x0 if same else A * B_other / Z), A_other * B_other / Z
-
-# %% ../nbs/05_multinomial.ipynb #cd7c7cba
-def sum_log1p(
-    x: Tensor, # (..., K) numbers of at least 0
-) -> Tensor: # (..., 1) float64
-    "Sum of log(1 + x) along the last axis, two at a time: (1 + x)(1 + y) = 1 + (x + y + xy); small x keep their digits (K18)."
-    n = x.shape[-1] // 2
-    left, right, odd = x[..., :n], x[..., n:2 * n], x[..., 2 * n:]
-    pairs = torch.addcmul(left + right, left, right).log1p_()
-    return pairs.sum(-1, keepdim=True, dtype=torch.float64) + odd.log1p().sum(-1, keepdim=True, dtype=torch.float64)
-
-# %% ../nbs/05_multinomial.ipynb #8dfe6248
-class LogSums(torch.autograd.Function):
-    "Sum over k of log(1 + r p_k), log p_a and log p_b, float64, for p = softmax(logits) along the last axis, which stays with length 1 (K18)."
-    @staticmethod
-    def forward(ctx, logits, r, a, b):
-        z = logits - logits.amax(-1, keepdim=True)
-        z_a, z_b = (z.gather(-1, x).double() for x in (a, b))
-        e = z.exp_()
-        Z = e.sum(-1, keepdim=True, dtype=torch.float64)
-        w = (r / Z).to(e)
-        ctx.save_for_backward(e, Z, w, a, b)
-        others = (e * w).scatter_(-1, a, 0.).scatter_(-1, b, 0.)
-        at_a, at_b = (torch.log1p(r / Z * z_x.exp()) for z_x in (z_a, z_b)) # the largest, in float64
-        return sum_log1p(others) + at_a + torch.where(a == b, 0., at_b), z_a - Z.log(), z_b - Z.log()
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_S, d_a, d_b):
-        e, Z, w, a, b = ctx.saved_tensors
-        Z, d_S, d_a, d_b = (x.to(e) for x in (Z, d_S, d_a, d_b))
-        v = (e * w).add_(1).reciprocal_()
-        d = (d_S * w * torch.einsum('...k,...k->...', e, v)[..., None] + d_a + d_b) / Z
-        grad = v.mul_(d_S * w).sub_(d).mul_(e)
-        return grad.scatter_add_(-1, a, d_a).scatter_add_(-1, b, d_b), None, None, None
+    return A_x0 * B_x0 / Z, A_x_t * B_x_t / Z, A_other * B_other / Z
 
 # %% ../nbs/05_multinomial.ipynb #0989d300
 @checked
@@ -186,28 +173,24 @@ def log_sums(
     r: Tensor, # (B, 1, ...) weight, at least 0 and finite
     x0: Tensor, # (B, ...) clean classes
     x_t: Tensor, # (B, ...) noisy classes
-) -> tuple: # (B, ...) sum over k of log(1 + r p_k), log p at x_0, log p at x_t; float64
+) -> tuple: # (B, ...) sum of log(1 + r p_k) over the other k, log p at x_0, log p at x_t; float64
     "What the KL needs from the K logits of a position (K18)."
-    r = r.double().expand(x0.shape)[..., None]
-    return tuple(x.squeeze(-1) for x in LogSums.apply(logits, r, x0[..., None], x_t[..., None]))
+    both = torch.stack([x0, x_t], -1)
+    z = logits - logits.amax(-1, keepdim=True).detach()
+    e = z.exp()
+    Z = e.sum(-1, keepdim=True, dtype=torch.float64)
+    log_p_x0, log_p_x_t = (z.gather(-1, both) - Z.log()).unbind(-1)
+    p_others = (e / Z.to(e)).scatter(-1, both, 0.)
+    S = torch.log1p(r[..., None].to(e) * p_others).sum(-1, dtype=torch.float64)
+    return S, log_p_x0, log_p_x_t
 
 # %% ../nbs/05_multinomial.ipynb #ef9519fd
-def kl_coefficients(
-    alpha_bar_s: Tensor, # (...) float64, above 0
-    alpha_bar_t: Tensor, # (...) float64, below alpha_bar_s
+def signal_to_noise(
+    alpha_bar: Tensor, # (...) float64 within 0..1
     K: int, # number of classes
-) -> Tensor: # (..., 3, 4) float64: w_0, w_t, q_o, c where x_t != x_0; where x_t = x_0; log 1/(1+r_s), log r_s/(1+r_s), log r_s, log r_t
-    "What the KL under uniform noise needs of each t (K18)."
-    r_s, r_t = (K * b / (1 - b) for b in (alpha_bar_s, alpha_bar_t))
-    first = r_s.isinf()
-    weights = []
-    for same in (False, True):
-        q_x0, q_x_t, q_o = three_values(same, alpha_bar_t / alpha_bar_s, alpha_bar_s, K)
-        c = torch.where(first, 0., q_o * torch.log1p(r_s)) - same * torch.log1p(r_t)
-        weights.append(torch.stack([q_x0 - q_o, (q_x_t - q_o) * (not same), q_o, c], -1))
-    noise, signal = -torch.log1p(r_s), torch.where(first, 0., -torch.log1p(1 / r_s))
-    levels = torch.stack([noise, signal, torch.where(first, r_t, r_s).log(), r_t.log()], -1)
-    return torch.stack([*weights, levels], -2)
+) -> Tensor: # (...) float64; 1 stands in for the infinity of clean data
+    "r = K alpha_bar / (1 - alpha_bar) (K18)."
+    return torch.where(alpha_bar < 1, K * alpha_bar / (1 - alpha_bar), 1.)
 
 # %% ../nbs/05_multinomial.ipynb #f82c0ebc
 @checked
@@ -215,15 +198,21 @@ def uniform_kl(
     logits: Tensor, # (B, ..., K) the network's logits of x_0
     x0: Tensor, # (B, ...) clean classes
     x_t: Tensor, # (B, ...) noisy classes
-    coefficients: Tensor, # (B, 1, ..., 3, 4) of kl_coefficients
+    alpha_bar_s: Tensor, # (B, 1, ...) float64, above 0
+    alpha_bar_t: Tensor, # (B, 1, ...) float64, below alpha_bar_s
+    sums: Callable = log_sums, # or a faster function that returns the same
 ) -> Tensor: # (B, ...) nats
-    "KL of the two posteriors under uniform noise, position by position; -log p(x_0 | x_1) where alpha_bar_s = 1 (K18, U2)."
-    differ, agree, (noise, signal, log_r_s, log_r_t) = (row.unbind(-1) for row in coefficients.unbind(-2))
-    S, log_p_x0, log_p_x_t = log_sums(logits, log_r_s.exp(), x0, x_t)
-    w_0, w_t, q_o, c = (torch.where(x_t == x0, *pair) for pair in zip(agree, differ))
-    share = torch.logaddexp(noise, signal + log_p_x0)
-    u_s, u_t = (F.softplus(log_r + log_p_x_t, threshold=40) for log_r in (log_r_s, log_r_t))
-    return (u_t - w_0 * share - w_t * u_s - q_o * S + c).to(logits)
+    "KL of the two posteriors at each position; its limit where alpha_bar_s = 1 (K18, U2)."
+    K, same = logits.shape[-1], x_t == x0
+    q_x0, q_x_t, q_o = three_values(same, alpha_bar_t / alpha_bar_s, alpha_bar_s, K)
+    r_s, r_t = signal_to_noise(alpha_bar_s, K), signal_to_noise(alpha_bar_t, K)
+    S, log_p_x0, log_p_x_t = sums(logits, r_s, x0, x_t)
+    p_x0, p_x_t = log_p_x0.exp(), log_p_x_t.exp()
+    at_x0, at_x_t = q_x0 * torch.log1p(r_s * p_x0), q_x_t * torch.log1p(r_s * p_x_t)
+    sum_k = at_x0 + ~same * at_x_t + q_o * S
+    line_1 = torch.where(alpha_bar_s == 1, -log_p_x0, q_x0 * torch.log1p(r_s) - sum_k)
+    line_2 = torch.log1p(r_t * p_x_t) - same * torch.log1p(r_t)
+    return (line_1 + line_2).to(logits)
 
 # %% ../nbs/05_multinomial.ipynb #516c7a85
 @checked
@@ -233,7 +222,9 @@ def keep_or_redraw(
     t: Tensor, # (B,) times 1..T
     generator=None, # on x0's device: one, or a list of one per example
 ) -> Tensor: # (B, ...) x_t
-    "Keep each class with probability alpha_bar_t, else draw it from the prior (K15). Raises the errors of checked_step."
+    """Keep each class with probability alpha_bar_t, else draw from the prior (K15).
+
+    Raises the errors of checked_step."""
     checked_step(process, x0, t, x0=x0)
     u = rand(x0.shape, generator, x0.device, torch.float64)
     redrawn = process.prior(x0.shape, generator).to(x0.device)
@@ -241,20 +232,23 @@ def keep_or_redraw(
 
 # %% ../nbs/05_multinomial.ipynb #e1ad190b
 class Multinomial(Categorical):
-    "Uniform noise: each step redraws a class with probability beta_t (Hoogeboom et al. 2021; K14-K18, D4). Raises ScheduleError, ClassError."
-    def __init__(self, K: int, schedule: Schedule): # K >= 2 classes; noise levels with beta[1] > 0
-        super().__init__(K, schedule)
-        self.coefficients = kl_coefficients(schedule.alpha_bar[:-1], schedule.alpha_bar[1:], K)
-    def log_row(self, x_s, s, t): return log_uniform_row(x_s, alpha_bar_ratio(self.schedule, s, t, x_s.ndim), self.K)
+    "Each step redraws a class with probability beta_t (Hoogeboom et al. 2021; K14-K18, D4)."
+    sums = staticmethod(log_sums)
+    def log_row(self, x_s, s, t):
+        return log_uniform_row(x_s, alpha_bar_ratio(self.schedule, s, t, x_s.ndim), self.K)
     def log_column(self, x_t, s, t): return self.log_row(x_t, s, t)
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
     def log_mix(self, log_p, s):
-        b = gather_t(self.schedule.alpha_bar, s, log_p.ndim)
-        return torch.logaddexp(log_p + b.log().to(log_p), ((1 - b) / self.K).log().to(log_p))
+        alpha_bar_s = gather_t(self.schedule.alpha_bar, s, log_p.ndim)
+        kept = log_p + alpha_bar_s.log().to(log_p)
+        redrawn = ((1 - alpha_bar_s) / self.K).log().to(log_p)
+        return torch.logaddexp(kept, redrawn)
     def L_t(self, out, x0, x_t, t):
         s = checked_step(self, x_t, t, x0=x0)
-        coefficients = tables_on(self, s, 'coefficients')[0][s].view(-1, *[1] * (x0.ndim - 1), 3, 4)
-        kl = uniform_kl(check_logits(out, x_t, self.K), x0, x_t, coefficients)
+        alpha_bar_s = gather_t(self.schedule.alpha_bar, s, x0.ndim)
+        alpha_bar_t = gather_t(self.schedule.alpha_bar, t, x0.ndim)
+        logits = check_logits(out, x_t, self.K)
+        kl = uniform_kl(logits, x0, x_t, alpha_bar_s, alpha_bar_t, self.sums)
         return check_finite(sum_positions(kl), 'L_t')
     def prior(self, shape, generator=None):
         return randint(0, self.K, shape, generator, device_of(generator))
@@ -264,9 +258,9 @@ class Multinomial(Categorical):
 @checked
 def remove_self_likelihood(
     process: Categorical, # any
-    logits_x0: Tensor, # (B, ..., K) logits of p(x_0 | x_t), as D9 wants them
+    logits_x0: Tensor, # (B, ..., K) logits of p(x_0 | x_t), as the averaged posterior wants them
     x_t: Tensor, # (B, ...) integer classes
     t: Tensor, # (B,) times 1..T
-) -> Tensor: # (B, ..., K) logits that make K17 equal to D9
-    "Subtract log q(x_t | x_0 = .): turns the answer that D9 wants into the one that K17 wants (D9)."
+) -> Tensor: # (B, ..., K) logits with which the plug-in gives the averaged posterior
+    "Subtract log q(x_t | x_0 = .): the averaged posterior's answer becomes the plug-in's (D9)."
     return logits_x0 - process.log_column(x_t, 0 * t, t).to(logits_x0)
