@@ -82,6 +82,7 @@ class RightAnswer(torch.autograd.Function):
         scale = d[..., None] / (rest + e_right)
         return (others * scale).scatter_(-1, right, -rest * scale), None
 
+# %% ../nbs/05_multinomial.ipynb #0bf1dd82
 def right_nll(
     logits: Tensor, # (n, K) floats, -inf where a class is impossible
     right: Tensor, # (n,) int64 the right classes
