@@ -108,6 +108,9 @@ def weighted_cross_entropy(
 class LogitsProcess(Process):
     "Its network returns logits of x_0: its loss can add a cross-entropy to the term (chapter 06)."
     hybrid_weight = 0.
+    def L_t(self, out, x0, x_t, t):
+        kl = kl_categorical(self.q_posterior(x0, x_t, t), self.p_posterior(out, x_t, t))
+        return check_finite(sum_positions(kl), 'L_t')
     def loss(self, out, x0, x_t, t):
         L_t = self.L_t(out, x0, x_t, t)
         return L_t + weighted_cross_entropy(self, out, x0, x_t, self.hybrid_weight)
@@ -138,9 +141,6 @@ class Categorical(LogitsProcess):
         log_p_x0 = check_logits(out, x_t, self.K).double().log_softmax(-1)
         log_p_x_s = (self.log_column(x_t, s, t) + self.log_mix(log_p_x0, s)).log_softmax(-1)
         return check_finite(log_p_x_s, 'p_posterior')
-    def L_t(self, out, x0, x_t, t):
-        kl = kl_categorical(self.q_posterior(x0, x_t, t), self.p_posterior(out, x_t, t))
-        return check_finite(sum_positions(kl), 'L_t')
     def L_T(self, x0):
         t = torch.full(x0.shape[:1], self.T, device=x0.device)
         checked_step(self, x0, t, x0=x0)
