@@ -19,7 +19,6 @@ import sys
 import time
 from pathlib import Path
 import discdiff_nb
-from .runs import machine
 
 # %% ../nbs/27_cli.ipynb #539768df
 def bound_term(process, out, x0, x_t, t):
@@ -153,7 +152,7 @@ def read_config(
 
 def _write_json(path: Path, content: dict) -> None:
     "Write json atomically. Raises CheckpointError."
-    from discdiff_nb.train import write_whole
+    from discdiff_nb.checkpoints import write_whole
     write_whole(path, (json.dumps(content, indent=1) + '\n').encode())
 
 # %% ../nbs/27_cli.ipynb #d5e0bf57
@@ -266,6 +265,7 @@ def train(
     args: argparse.Namespace, # of the command line
 ) -> int: # exit status
     "Train, measure, draw; everything goes into the run's folder. Raises DiscdiffError."
+    from discdiff_nb.checkpoints import machine
     from discdiff_nb.train import fit
     config = read_config(args.resume) if args.resume else _new_config(args)
     _check_given(args, config)
@@ -288,7 +288,7 @@ def _resumable(args, run) -> bool:
 # %% ../nbs/27_cli.ipynb #a28ba5cd
 def _finish(config, images, process, model, losses, run, minutes) -> int:
     "Measure a trained model, print the table, then write all files; 3 when one is missing."
-    from discdiff_nb.train import save_tensors
+    from discdiff_nb.checkpoints import machine, save_tensors
     lost = []
     with attempt('model.safetensors', lost):
         save_tensors(run / 'model.safetensors', model.state_dict(), config)
@@ -332,7 +332,7 @@ def load_run(
 ) -> tuple: # (config, Images, process, network in eval mode)
     "A trained run, ready for use. Raises CheckpointError and the errors of the data."
     from discdiff_nb.core import CheckpointError
-    from discdiff_nb.train import load_tensors
+    from discdiff_nb.checkpoints import load_tensors
     config = read_config(run) | dict(device=device)
     images, process, net = build(config)
     path = Path(run) / 'model.safetensors'
@@ -362,10 +362,12 @@ def sample(
     if written: _note('wrote ' + ' and '.join(written))
     return 3 if lost else 0
 
+# %% ../nbs/27_cli.ipynb #cae7e2a5
 def evaluate(
     args: argparse.Namespace, # of the command line
 ) -> int: # exit status
     "Measure a finished run again. Raises DiscdiffError."
+    from discdiff_nb.checkpoints import machine
     config, images, process, model = load_run(args.run, args.device)
     metrics, lost = measure(config, images, process, model, args.seed, args.n_t), []
     with attempt('the table', lost): print(table(config, metrics), flush=True)

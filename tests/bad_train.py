@@ -1,4 +1,4 @@
-"""Bad calls of discdiff_nb.train: `bad_train(generator)` yields (function, args, kwargs), each of which must raise a DiscdiffError."""
+"""Bad calls of train and checkpoints: `bad_train(generator)` yields (function, args, kwargs), each of which must raise a DiscdiffError."""
 import math
 import tempfile
 from pathlib import Path
@@ -9,7 +9,8 @@ from discdiff_nb.gaussian import Gaussian
 from discdiff_nb.joint import Joint
 from discdiff_nb.multinomial import Multinomial
 from discdiff_nb.nets import UNet
-from discdiff_nb.train import (check_options, draw_t, fit, held_out_bits, load_average, load_tensors, pieces, read_run, save_run, save_tensors)
+from discdiff_nb.checkpoints import load_average, load_tensors, read_run, save_run, save_tensors
+from discdiff_nb.train import check_options, draw_t, fit, held_out_bits, pieces
 
 
 def bad_train(generator):

@@ -59,7 +59,7 @@ def test_process(name):
 
 
 @pytest.mark.parametrize('name', PROCESSES)
-@pytest.mark.parametrize('options', [{}, dict(times='importance', mixed_precision='bf16', accumulate=2)])
+@pytest.mark.parametrize('options', [{}, dict(times='iid', mixed_precision='bf16', accumulate=2)])
 def test_train_measure_draw(name, options):
     "The examples stay on the CPU, as users keep them; the network decides where."
     with pretended():

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from discdiff_nb import data, train, vae
+from discdiff_nb import checkpoints, data, train, vae
 from discdiff_nb.core import INTEGERS, CheckpointError, DiscdiffError, NotFiniteError, cosine_schedule, reciprocal_schedule
 from discdiff_nb.d3pm import Absorbing
 from discdiff_nb.multinomial import Multinomial
-from discdiff_nb.train import (Team, cut_log, draw_batch, fit, gradients, held_out_bits, likely_cause, load_average, load_tensors,
-                               read_log, remember, save_tensors)
+from discdiff_nb.checkpoints import (cut_log, likely_cause, load_average, load_tensors, read_log,
+                                     save_tensors)
+from discdiff_nb.train import Team, draw_batch, fit, gradients, held_out_bits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,18 +102,6 @@ def test_the_vae_draws_noise_and_order_from_seeds_apart(monkeypatch):
     orders = {train.mix_seed(0, epoch) for epoch in range(20)}
     assert len(given) == 21, 'the weights, and each step'
     assert not orders & set(given), 'the noise of a step shares a seed with the order of an epoch'
-
-
-def test_a_run_of_older_streams_goes_on_and_says_so(tmp_path, capsys):
-    x0 = torch.randint(4, (8, 6))
-    go = lambda **more: fit(process, Probe(), x0, 4, tmp_path / 'run', batch_size=4, save_every=2, **more)
-    go()
-    tensors, about = train.load_tensors(tmp_path / 'run' / 'checkpoint.safetensors')
-    del about['streams']
-    train.save_tensors(tmp_path / 'run' / 'checkpoint.safetensors', tensors, about)
-    capsys.readouterr()
-    go(resume=True)
-    assert 'shared a seed' in capsys.readouterr().out
 
 
 class Small(nn.Module):
@@ -236,10 +225,10 @@ def test_a_damaged_log_is_set_aside(tmp_path, capsys, damage):
 def test_any_bytes_in_a_log(tmp_path_factory, junk, place, n):
     "Reading never fails, and every row that is read was written, or is numbers."
     path = tmp_path_factory.mktemp('log') / 'log.csv'
-    for step in range(1, 6): train.log_row(path, dict(step=step, loss=1., grad_norm=None, lr=1e-3, held_out=None, seconds=1.))
+    for step in range(1, 6): checkpoints.log_row(path, dict(step=step, loss=1., grad_norm=None, lr=1e-3, held_out=None, seconds=1.))
     content = path.read_bytes()
     path.write_bytes(content[:place] + junk + content[place + n:])
-    for row in read_log(path): assert set(row) == set(train.COLUMNS) and isinstance(row['step'], float)
+    for row in read_log(path): assert set(row) == set(checkpoints.COLUMNS) and isinstance(row['step'], float)
     cut_log(path, 3)
     assert all(row['step'] <= 3 for row in read_log(path))
 
@@ -380,18 +369,6 @@ def test_a_run_goes_on_in_another_wrapper(tmp_path, first):
         for a, b in zip(loaded.parameters(), average.parameters()): assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize('prefix', ['_orig_mod.', 'module.', 'module._orig_mod.'])
-def test_checkpoints_with_the_names_of_a_wrapper(tmp_path, prefix):
-    "As they were written before."
-    go(tmp_path / 'run')
-    path = tmp_path / 'run' / 'checkpoint.safetensors'
-    tensors, about = load_tensors(path)
-    rename = lambda k: next((f + prefix + k.removeprefix(f) for f in ('model.', 'ema.') if k.startswith(f)), k)
-    save_tensors(path, {rename(k): x for k, x in tensors.items()}, about)
-    assert go(tmp_path / 'run', resume=True)[1] == whole
-    for a, b in zip(load_average(path, Small()).parameters(), load_average(path, compiled(Small())).parameters()): assert torch.equal(a, b)
-
-
 # Precision
 
 @pytest.mark.parametrize('where, precision', [('cpu', 'fp16'), ('cpu', 'bf16'), ('cuda', 'fp16')])
@@ -457,7 +434,7 @@ def test_bfloat16_on_an_old_pretended_gpu(capsys):
 # Dtypes and shapes
 
 @settings(deadline=None, max_examples=12)
-@given(st.sampled_from(INTEGERS), st.sampled_from(INTEGERS), st.integers(2, 255), st.sampled_from(['even', 'importance']), st.data())
+@given(st.sampled_from(INTEGERS), st.sampled_from(INTEGERS), st.integers(2, 255), st.sampled_from(['even', 'iid']), st.data())
 def test_every_integer_dtype_gives_the_losses_of_int64(dtype, y_dtype, K, times, data):
     K = min(K, torch.iinfo(dtype).max + 1)
     labels = min(256, torch.iinfo(y_dtype).max + 1)
@@ -470,19 +447,12 @@ def test_every_integer_dtype_gives_the_losses_of_int64(dtype, y_dtype, K, times,
     assert got == right and held(x, y)(a) == held(x.to(dtype), y.to(y_dtype))(b)
 
 
-def test_remember_takes_times_of_every_dtype():
-    t, L = torch.tensor([1, 5, 5]), torch.tensor([1., 2., 3.])
-    tables = []
-    for dtype in INTEGERS: remember(table := torch.zeros(2, 10).double(), t.to(dtype), L), tables.append(table)
-    assert all(torch.equal(table, tables[0]) for table in tables)
-
-
 def test_examples_of_one_number():
     "x0 of shape (B,)"
     x = torch.arange(12) % 4
-    net, losses = fit(process, Small(), x, 4, batch_size=4, held_out=held_out_bits(process, x, 2), cond={}, times='importance')
+    net, losses = fit(process, Small(), x, 4, batch_size=4, held_out=held_out_bits(process, x, 2), cond={}, times='iid')
     assert len(losses) == 4 and all(0 < loss < 100 for loss in losses)
-    assert losses == fit(process, Small(), x[:, None], 4, batch_size=4, times='importance')[1]
+    assert losses == fit(process, Small(), x[:, None], 4, batch_size=4, times='iid')[1]
 
 
 def test_modes_are_left_as_found():

@@ -15,7 +15,8 @@ from discdiff_nb.core import CheckpointError, reciprocal_schedule
 from discdiff_nb.d3pm import Absorbing
 from discdiff_nb.data import digits
 from discdiff_nb.nets import UNet
-from discdiff_nb.train import fit, load_tensors, read_log
+from discdiff_nb.checkpoints import load_tensors, read_log
+from discdiff_nb.train import fit
 
 KILLS, STEPS, EVERY = int(os.environ.get('DISCDIFF_KILLS', 2)), 60, 2
 

@@ -15,7 +15,8 @@ from discdiff_nb.core import reciprocal_schedule
 from discdiff_nb.d3pm import Absorbing
 from discdiff_nb.data import digits
 from discdiff_nb.nets import UNet
-from discdiff_nb.train import fit, held_out_bits, load_tensors, read_log
+from discdiff_nb.checkpoints import load_tensors, read_log
+from discdiff_nb.train import fit, held_out_bits
 
 ROOT, STEPS = Path(__file__).resolve().parent.parent, 12
 LAUNCH = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
@@ -31,7 +32,7 @@ def run(folder, ctrl_c=None, **options):
         calls.append(1)
         if len(calls) == ctrl_c: os.kill(os.getpid(), signal.SIGINT)
     if ctrl_c: net.register_forward_hook(hook)
-    options = dict(held_out=held_out_bits(Absorbing(18, reciprocal_schedule(1000)), images.test[:20], n_t=2), times='importance', **options)
+    options = dict(held_out=held_out_bits(Absorbing(18, reciprocal_schedule(1000)), images.test[:20], n_t=2), times='iid', **options)
     return fit(Absorbing(18, reciprocal_schedule(1000)), net, images.train, STEPS, folder, batch_size=15, save_every=4, **options)
 
 

@@ -39,9 +39,11 @@ from discdiff_nb.ordinal import DiscretizedGaussian, NearestNeighbour, calibrate
 from discdiff_nb.data import decode, digits, fashion_mnist, novels27, text_file, windows
 from discdiff_nb.gaussian import Gaussian, clipped, to_classes
 from discdiff_nb.multinomial import Multinomial
-from discdiff_nb.runs import halved, origin, restore
+from discdiff_nb.checkpoints import halved, restore
+from discdiff_nb.runs import origin
 from discdiff_nb.sampling import ddim, generate_few_calls, guided, inpaint
-from discdiff_nb.train import fit, save_tensors
+from discdiff_nb.checkpoints import save_tensors
+from discdiff_nb.train import fit
 
 
 @dataclass(frozen=True)
