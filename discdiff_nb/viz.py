@@ -12,6 +12,7 @@ import base64
 import html
 import io
 import json
+import math
 import os
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -21,12 +22,18 @@ from PIL import Image, ImageDraw
 from .core import ClassError, DataError, ShapeError, check_classes
 
 # %% ../nbs/12_viz.ipynb #ccb12650
-COLORS = dict(clean='#4477aa', mask='#ee7733', noise='#bbbbbb', posterior='#aa3377', model='#228833', prior='#ccbb44', ink='#333333')
+_ROLES = dict(clean='#4477aa', noise='#bbbbbb', posterior='#aa3377', model='#228833',
+              prior='#ccbb44', ink='#333333')
+_PROCESSES = dict(uniform='#33bbee', mask='#ee7733', ordinal='#332288', neighbour='#ee6677',
+                  gaussian='#663333')
+COLORS = _ROLES | _PROCESSES # one colour for each role, one for each process
 
 def style() -> None:
     "Set matplotlib once: white ground (legible on a dark page), no box, modest size."
-    plt.rcParams.update({'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 100, 'font.size': 9,
-                         'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': False, 'legend.frameon': False})
+    plt.rcParams.update({
+        'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 100,
+        'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
+        'axes.grid': False, 'legend.frameon': False})
 
 # %% ../nbs/12_viz.ipynb #5982d824
 def _as_images(x):
@@ -36,21 +43,32 @@ def _as_images(x):
     if x.shape[1] == 1: return 'x[:, 0]'
     return f'classes have one channel, x[:, i] is one of {x.shape[1]}'
 
-def pixels(
-    x, # (B, H, W) integer tensor of classes 0..K-1
-    K: int, # number of classes, the mask included
-    mask_id: int | None = None, # class of the mask, K - 1, or None
-) -> np.ndarray: # (B, H, W, 3) uint8
-    "Classes as RGB: grays from black to white, the mask in its colour. Raises ShapeError, ClassError, DtypeError, DataError."
+def _check_images(x, K, mask_id):
+    "Raise ShapeError, ClassError, DtypeError or DataError unless x is a batch of images."
     if x.ndim != 3:
         raise ShapeError(f'images {tuple(x.shape)} must have shape (B, H, W): {_as_images(x)}')
     if mask_id not in (None, K - 1):
         raise ClassError(f'mask_id = {mask_id!r}; the mask is class K - 1 = {K - 1}, or None')
     check_classes(x, K, 'x')
+
+# %% ../nbs/12_viz.ipynb #3c5d71cc
+def _rgb(color: str) -> list:
+    "The three bytes of '#rrggbb'."
+    return [int(color[i:i + 2], 16) for i in (1, 3, 5)]
+
+def pixels(
+    x, # (B, H, W) integer tensor of classes 0..K-1
+    K: int, # number of classes, the mask included
+    mask_id: int | None = None, # class of the mask, K - 1, or None
+) -> np.ndarray: # (B, H, W, 3) uint8
+    """Classes as RGB: grays from black to white, the mask in its colour.
+    Raises ShapeError, ClassError, DtypeError, DataError."""
+    _check_images(x, K, mask_id)
     levels = K if mask_id is None else K - 1
     gray = np.round(np.linspace(0, 255, levels)).astype(np.uint8)
-    palette = np.stack([gray] * 3, -1)
-    if mask_id is not None: palette = np.vstack([palette, [int(COLORS['mask'][i:i + 2], 16) for i in (1, 3, 5)]]).astype(np.uint8)
+    palette = np.stack([gray, gray, gray], -1)
+    if mask_id is not None:
+        palette = np.vstack([palette, _rgb(COLORS['mask'])]).astype(np.uint8)
     return palette[x.cpu().numpy()]
 
 # %% ../nbs/12_viz.ipynb #2ce0223c
@@ -83,7 +101,8 @@ def show_grid(
     "A sheet of images as a figure."
     fig, ax = plt.subplots(figsize=(4, 4), facecolor='white')
     ax.imshow(grid(x, K, mask_id, ncol), interpolation='nearest')
-    ax.set_title(title); ax.axis('off')
+    ax.set_title(title)
+    ax.axis('off')
     return fig
 
 # %% ../nbs/12_viz.ipynb #d7118d05
@@ -94,11 +113,14 @@ def show_strip(
     mask_id: int | None = None, # class of the mask, or None
 ) -> plt.Figure: # one column per time, one row per image
     "A chain as columns, from left to right. Raises ShapeError."
-    if len(frames) != len(titles): raise ShapeError(f'{len(frames)} frames but {len(titles)} titles; give one each')
-    fig, axes = plt.subplots(1, len(frames), figsize=(1.25 * len(frames), 1.2 * len(frames[0]) + 0.3), facecolor='white', squeeze=False)
+    if len(frames) != len(titles):
+        raise ShapeError(f'{len(frames)} frames but {len(titles)} titles; give one each')
+    size = 1.25 * len(frames), 1.2 * len(frames[0]) + 0.3
+    fig, axes = plt.subplots(1, len(frames), figsize=size, facecolor='white', squeeze=False)
     for ax, x, title in zip(axes[0], frames, titles):
         ax.imshow(grid(x, K, mask_id, ncol=1), interpolation='nearest')
-        ax.set_title(title, fontsize=9); ax.axis('off')
+        ax.set_title(title, fontsize=9)
+        ax.axis('off')
     fig.subplots_adjust(wspace=0.08, left=0.01, right=0.99, bottom=0.01)
     return fig
 
@@ -122,14 +144,27 @@ def save_png(
     save_image(path, Image.fromarray(_enlarge(grid(x, K, mask_id), scale)))
 
 # %% ../nbs/12_viz.ipynb #6259f59f
+def _colours(frames: list) -> np.ndarray:
+    "(n, 3) the distinct colours of all frames, in ascending order."
+    found = []
+    for frame in frames:
+        red, green, blue = np.moveaxis(frame.astype(np.int32), -1, 0)
+        found.append(np.unique((red << 16) + (green << 8) + blue))
+    packed = np.unique(np.concatenate(found))
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1)
+
 def _shared_palette(frames: list) -> Image.Image:
     "One palette for all frames: their own colours, or the 256 that serve best."
-    colours = np.unique(np.concatenate([f.reshape(-1, 3) for f in frames]), axis=0)
-    if len(colours) > 256: colours = np.concatenate([colours[:: -(-len(colours) // 250)], colours[np.ptp(colours.astype(int), axis=1) > 0]])[:256]
+    colours = _colours(frames)
+    if len(colours) > 256:
+        stride = math.ceil(len(colours) / 250)
+        is_gray = np.ptp(colours, axis=1) == 0
+        colours = np.concatenate([colours[::stride], colours[~is_gray]])[:256]
     palette = Image.new('P', (1, 1))
     palette.putpalette(np.resize(colours, (256, 3)).astype(np.uint8).tobytes())
     return palette
 
+# %% ../nbs/12_viz.ipynb #08b3e52e
 def _caption(sheet: np.ndarray, title: str) -> np.ndarray:
     "The sheet with a line of text below."
     image = Image.fromarray(np.pad(sheet, ((0, 16), (0, 0), (0, 0)), constant_values=255))
@@ -149,13 +184,17 @@ def save_gif(
     ms: int = 80, # each frame's time
     hold_ms: int = 2000, # the last frame's time
 ) -> None:
-    "A chain as an endless gif with one palette; the last frame is held. Raises DataError, ShapeError and the errors of pixels."
+    """A chain as an endless gif with one palette; the last frame is held.
+    Raises DataError, ShapeError and the errors of pixels."""
     if not frames: raise DataError('there are no frames: a gif needs at least one')
     sheets = [_enlarge(grid(x, K, mask_id), scale) for x in frames]
     if titles: sheets = [_caption(s, t) for s, t in zip(sheets, titles, strict=True)]
     palette = _shared_palette(sheets)
-    images = [Image.fromarray(s).quantize(palette=palette, dither=Image.Dither.NONE) for s in sheets]
-    save_image(path, images[0], save_all=True, append_images=images[1:], duration=[ms] * (len(images) - 1) + [hold_ms], loop=0, optimize=False)
+    exact = dict(palette=palette, dither=Image.Dither.NONE)
+    first, *others = [Image.fromarray(s).quantize(**exact) for s in sheets]
+    duration = [ms] * len(others) + [hold_ms]
+    save_image(path, first, save_all=True, append_images=others, duration=duration,
+               loop=0, optimize=False)
 
 # %% ../nbs/12_viz.ipynb #5a2318f2
 def plot_loss(
@@ -165,11 +204,14 @@ def plot_loss(
 ) -> plt.Figure: # raw values and their running mean
     "Training loss against steps."
     fig, ax = plt.subplots(figsize=(6, 2.8), facecolor='white')
-    steps, losses = np.asarray(steps), np.asarray(losses, dtype=float)
+    steps = np.asarray(steps)
+    losses = np.asarray(losses, dtype=float)
     n = max(1, len(losses) // 50)
+    mean = np.convolve(losses, np.ones(n) / n, 'valid')
     ax.plot(steps, losses, color=COLORS['noise'], lw=0.6)
-    ax.plot(steps[n - 1:], np.convolve(losses, np.ones(n) / n, 'valid'), color=COLORS['model'], label=f'mean of {n} steps')
-    ax.set(xlabel='step', ylabel=f'loss ({unit})'); ax.legend()
+    ax.plot(steps[n - 1:], mean, color=COLORS['model'], label=f'mean of {n} steps')
+    ax.set(xlabel='step', ylabel=f'loss ({unit})')
+    ax.legend()
     fig.tight_layout()
     return fig
 
@@ -180,9 +222,12 @@ def plot_elbo(
     "Where the bound comes from: each term L_t in nats, L_0 marked at t = 1."
     fig, ax = plt.subplots(figsize=(6, 2.8), facecolor='white')
     t = np.arange(1, len(L_t))
-    ax.plot(t, np.asarray(L_t)[1:], '.', ms=2, color=COLORS['posterior'])
-    ax.plot(1, np.asarray(L_t)[1], 'o', ms=5, mfc='none', color=COLORS['ink'], label=r'$L_0$, the term at t = 1')
-    ax.set(xlabel='t', ylabel=r'$L_t$ (nats per example)', xscale='log'); ax.legend()
+    L_t = np.asarray(L_t)
+    label = r'$L_0$, the term at t = 1'
+    ax.plot(t, L_t[1:], '.', ms=2, color=COLORS['posterior'])
+    ax.plot(1, L_t[1], 'o', ms=5, mfc='none', color=COLORS['ink'], label=label)
+    ax.set(xlabel='t', ylabel=r'$L_t$ (nats per example)', xscale='log')
+    ax.legend()
     fig.tight_layout()
     return fig
 
@@ -201,10 +246,13 @@ def plot_pmfs(
     roles: list, # one name from COLORS for each
 ) -> plt.Figure: # one small bar chart each, on one scale
     "Distributions over classes, side by side."
-    fig, axes = plt.subplots(1, len(pmfs), figsize=(2.6 * len(pmfs), 2.2), sharey=True, facecolor='white', squeeze=False)
+    n = len(pmfs)
+    fig, axes = plt.subplots(1, n, figsize=(2.6 * n, 2.2), sharey=True, facecolor='white',
+                             squeeze=False)
     for ax, (title, p), role in zip(axes[0], pmfs.items(), roles, strict=True):
         ax.bar(range(len(p)), np.asarray(p, dtype=float), color=COLORS[role])
-        ax.set_title(title, fontsize=8); ax.set_xticks(range(len(p)))
+        ax.set_title(title, fontsize=8)
+        ax.set_xticks(range(len(p)))
     axes[0, 0].set_ylabel('probability')
     fig.tight_layout()
     return fig
@@ -220,8 +268,10 @@ def plot_matrix(
     Q = np.asarray(Q, dtype=float)
     ax.imshow(Q, cmap='Purples', vmin=0, vmax=1)
     ax.set(title=title, xlabel='to', ylabel='from', xticks=range(len(Q)), yticks=range(len(Q)))
-    for i, j in np.ndindex(*Q.shape) if len(Q) <= 8 else []:
-        ax.text(j, i, f'{Q[i, j]:.2g}', ha='center', va='center', fontsize=8, color='white' if Q[i, j] > 0.6 else 'black')
+    if len(Q) > 8: return ax
+    for (i, j), q in np.ndenumerate(Q):
+        color = 'white' if q > 0.6 else 'black'
+        ax.text(j, i, f'{q:.2g}', ha='center', va='center', fontsize=8, color=color)
     return ax
 
 # %% ../nbs/12_viz.ipynb #ab28f661
@@ -232,10 +282,13 @@ def plot_bars(
 ) -> plt.Figure: # one horizontal bar each, the first one highlighted
     "Numbers to be compared, the first one against the others."
     fig, ax = plt.subplots(figsize=(6, 0.4 * len(values) + 0.8), facecolor='white')
-    names = list(values)[::-1]
-    bars = ax.barh(names, [values[n] for n in names], color=[COLORS['model'] if n == names[-1] else COLORS['noise'] for n in names],
-                   xerr=[(errors or {}).get(n, 0) for n in names])
-    ax.bar_label(bars, fmt='%.2f', padding=4); ax.set_xlabel(unit)
+    names = list(values)[::-1] # matplotlib counts from below
+    lengths = [values[name] for name in names]
+    colors = [COLORS['noise']] * (len(names) - 1) + [COLORS['model']]
+    spread = [(errors or {}).get(name, 0) for name in names]
+    bars = ax.barh(names, lengths, color=colors, xerr=spread)
+    ax.bar_label(bars, fmt='%.2f', padding=4)
+    ax.set_xlabel(unit)
     fig.tight_layout()
     return fig
 
@@ -246,105 +299,172 @@ def markdown_table(
 ) -> str: # Markdown
     "Rows of words and numbers, set to the right; what a row lacks stays blank. Raises DataError."
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    if not columns: raise DataError('a table without columns; give at least one row that holds something')
-    lines = [[corner, *columns], [':--'] + ['--:'] * len(columns)] + [[name, *(row.get(c, '') for c in columns)] for name, row in rows.items()]
-    return '\n'.join('| ' + ' | '.join(str(x).replace('|', '\\|') for x in line) + ' |' for line in lines)
+    if not columns:
+        raise DataError('a table without columns; give at least one row that holds something')
+    def line(cells): return '| ' + ' | '.join(str(x).replace('|', '\\|') for x in cells) + ' |'
+    lines = [line([corner, *columns]), line([':--'] + ['--:'] * len(columns))]
+    for name, row in rows.items():
+        lines.append(line([name] + [row.get(column, '') for column in columns]))
+    return '\n'.join(lines)
 
 # %% ../nbs/12_viz.ipynb #bb3c22e7
+_SHOW_PICTURE = (
+    "const f=this.parentNode,i=f.querySelectorAll('img');"
+    "i.forEach((m,k)=>m.style.display=k==this.value?'':'none');"
+    "f.querySelector('output').textContent=i[this.value].dataset.label")
+
+def _png(fig) -> str:
+    "A figure as the base64 of a png; it is closed."
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format='png', dpi=70, facecolor='white')
+    plt.close(fig)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+# %% ../nbs/12_viz.ipynb #66ffbac9
 def slider_figure(
     figures: list, # matplotlib figures, in order; they are closed
     labels: list, # one per figure
 ) -> str: # html that stands on its own
     "Figures behind a slider, as html for notebooks and static pages. Raises ShapeError."
-    if len(figures) != len(labels) or not figures: raise ShapeError(f'{len(figures)} figures and {len(labels)} labels; give as many of each, at least one')
+    if len(figures) != len(labels) or not figures:
+        raise ShapeError(f'{len(figures)} figures and {len(labels)} labels; '
+                         'give as many of each, at least one')
     images = []
     for fig, label in zip(figures, labels):
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format='png', dpi=70, facecolor='white')
-        plt.close(fig)
         hidden = ' style="display:none"' if images else ''
-        images.append(f'<img alt="{label}" data-label="{label}"{hidden} src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
-    script = ("const f=this.parentNode,i=f.querySelectorAll('img');i.forEach((m,k)=>m.style.display=k==this.value?'':'none');"
-              "f.querySelector('output').textContent=i[this.value].dataset.label")
-    return (f'<figure>{"".join(images)}<br><input type="range" min="0" max="{len(images) - 1}" value="0" style="width:60%" '
-            f'aria-label="choose a picture" oninput="{script}"> <output>{labels[0]}</output></figure>')
+        images.append(f'<img alt="{label}" data-label="{label}"{hidden} '
+                      f'src="data:image/png;base64,{_png(fig)}">')
+    control = (f'<input type="range" min="0" max="{len(images) - 1}" value="0" style="width:60%" '
+               f'aria-label="choose a picture" oninput="{_SHOW_PICTURE}">')
+    return f'<figure>{"".join(images)}<br>{control} <output>{labels[0]}</output></figure>'
 
 # %% ../nbs/12_viz.ipynb #7b0b31c5
 def posterior_table(
     process, # a categorical process: T, K, q_posterior, and mask_id where there is one
-) -> dict: # classes `x0`, `x_t`; `mask`, K - 1 or None; `q`: [x_t other, x_t = x_0], each (T, K) whole numbers, thousandths
-    "q(x_{t-1} | x_t, x_0) at every t for one x_0, when x_t differs from it and when not. Raises DataError."
+) -> dict: # x0, x_t; mask, K - 1 or None; q: [x_t other, x_t = x_0], each (T, K), in thousandths
+    """q(x_{t-1} | x_t, x_0) at every t for one x_0, when x_t differs from it and when not.
+    Raises DataError."""
+    T, K = process.T, process.K
     mask = getattr(process, 'mask_id', None)
-    x0, x_t = (process.K - 1) // 4, process.K * 3 // 4 if mask is None else mask
-    t, tables = torch.arange(1, process.T + 1), []
+    x0 = (K - 1) // 4
+    x_t = K * 3 // 4 if mask is None else mask
+    t = torch.arange(1, T + 1)
+    tables = []
     for seen in (x_t, x0):
-        q = process.q_posterior(torch.full((process.T, 1), x0), torch.full((process.T, 1), seen), t)[:, 0].exp()
+        log_q = process.q_posterior(torch.full((T, 1), x0), torch.full((T, 1), seen), t)
+        q = log_q[:, 0].exp()
         if not q.isfinite().all():
-            raise DataError(f'{type(process).__name__}, K = {process.K}: x_0 = {x0} cannot become x_t = {seen} at every t; choose noise that can do it')
+            raise DataError(f'{type(process).__name__}, K = {K}: x_0 = {x0} cannot become '
+                            f'x_t = {seen} at every t; choose noise that can do it')
         tables.append((1000 * q).round().int().tolist())
     return dict(x0=x0, x_t=x_t, mask=mask, q=tables)
 
 # %% ../nbs/12_viz.ipynb #2d932ecd
 def _place(i: int, K: int, p: float) -> tuple:
-    "Left edge, top, width and height of bar i; the plot spans 34..514 by 16..152 (probability 1..0)."
+    "Left edge, top, width and height of bar i; the plot spans 34..514 by 16..152."
     return 34 + 480 * (i + 0.1) / K, 152 - 136 * p, 480 * 0.8 / K, 136 * p
 
-def _bars(p: list, n: int) -> str:
-    "n bars with their labels, the first len(p) in use."
-    out, K = [], len(p)
-    for i in range(n):
-        x, y, w, h = _place(i, K, p[i] / 1000 if i < K else 0)
-        out.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" fill="{COLORS["posterior"]}"/>'
-                   f'<text data-class x="{x + w / 2:.1f}" y="167">{i if i < K else ""}</text>'
-                   f'<text data-p x="{x + w / 2:.1f}" y="{y - 3:.1f}">{p[i] / 1000 if i < K and p[i] > 4 else ""}</text>')
-    return ''.join(out)
+def _bar(i: int, p: list) -> str:
+    "Bar i with its class below and its probability above; empty where p has no class i."
+    used = i < len(p)
+    x, y, w, h = _place(i, len(p), p[i] / 1000 if used else 0)
+    name = i if used else ''
+    value = p[i] / 1000 if used and p[i] > 4 else ''
+    middle = x + w / 2
+    return (f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" '
+            f'fill="{COLORS["posterior"]}"/>'
+            f'<text data-class x="{middle:.1f}" y="167">{name}</text>'
+            f'<text data-p x="{middle:.1f}" y="{y - 3:.1f}">{value}</text>')
 
 # %% ../nbs/12_viz.ipynb #55c01489
-_MOVE_BARS = '''const f = this, named = n => f.querySelector(`[name=${n}]`), all = s => f.querySelectorAll(s);
-const kernel = named('kernel').value, K = +named('K').value, t = +named('t').value, same = named('same').checked;
-const c = JSON.parse(f.dataset.tables)[kernel][K], q = c.q[+same][t - 1], seen = same ? c.x0 : c.x_t;
-const name = i => i === c.mask ? 'mask' : i, middle = i => 34 + 480 * (i + 0.5) / K, set = (e, a) => { for (const k in a) e.setAttribute(k, a[k]); };
-all('rect').forEach((e, i) => { const p = i < K ? q[i] / 1000 : 0; set(e, {x: middle(i - 0.4), y: 152 - 136 * p, width: 384 / K, height: 136 * p}); });
-all('[data-class]').forEach((e, i) => { set(e, {x: middle(i)}); e.textContent = i < K ? name(i) : ''; });
-all('[data-p]').forEach((e, i) => { const p = i < K ? q[i] / 1000 : 0; set(e, {x: middle(i), y: 149 - 136 * p}); e.textContent = p > 0.004 ? p : ''; });
-set(f.querySelector('[data-x0]'), {x: middle(c.x0)}); set(f.querySelector('[data-xt]'), {x: middle(seen)});
+_MOVE_BARS = '''const f = this;
+const named = n => f.querySelector(`[name=${n}]`), all = s => f.querySelectorAll(s);
+const set = (e, a) => { for (const k in a) e.setAttribute(k, a[k]); };
+const kernel = named('kernel').value, K = +named('K').value, t = +named('t').value;
+const same = named('same').checked, c = JSON.parse(f.dataset.tables)[kernel][K];
+const q = c.q[+same][t - 1], seen = same ? c.x0 : c.x_t, p = i => i < K ? q[i] / 1000 : 0;
+const name = i => i === c.mask ? 'mask' : i, middle = i => 34 + 480 * (i + 0.5) / K;
+const bar = i => ({x: middle(i - 0.4), y: 152 - 136 * p(i), width: 384 / K, height: 136 * p(i)});
+all('rect').forEach((e, i) => set(e, bar(i)));
+all('[data-class]').forEach((e, i) => {
+  set(e, {x: middle(i)});
+  e.textContent = i < K ? name(i) : '';
+});
+all('[data-p]').forEach((e, i) => {
+  set(e, {x: middle(i), y: 149 - 136 * p(i)});
+  e.textContent = p(i) > 0.004 ? p(i) : '';
+});
+set(f.querySelector('[data-x0]'), {x: middle(c.x0)});
+set(f.querySelector('[data-xt]'), {x: middle(seen)});
 const words = `q(x_${t - 1} | x_${t} = ${name(seen)}, x_0 = ${c.x0}), ${kernel}, K = ${K}`;
+const values = q.map((n, i) => n > 4 ? `${name(i)} has ${n / 1000}` : '').filter(Boolean);
 f.querySelector('output').textContent = words;
-set(f.querySelector('svg'), {'aria-label': words + ': ' + q.map((p, i) => p > 4 ? `${name(i)} has ${p / 1000}` : '').filter(Boolean).join(', ')});'''
+set(f.querySelector('svg'), {'aria-label': words + ': ' + values.join(', ')});'''
 
 # %% ../nbs/12_viz.ipynb #33a90e9a
+def _choice(name: str, values: list) -> str:
+    "A native list to choose from."
+    options = ''.join(f'<option>{html.escape(str(value))}</option>' for value in values)
+    return f'<select name="{name}">{options}</select>'
+
 def _controls(kernels: list, Ks: list, T: int, t: int) -> str:
     "Kernel, K, x_t = x_0 and t, each with its words; native, so that the keyboard works."
-    def choice(name, values): return f'<select name="{name}">' + ''.join(f'<option>{html.escape(str(v))}</option>' for v in values) + '</select>'
-    return (f'<label>kernel {choice("kernel", kernels)}</label> <label>K {choice("K", Ks)}</label> '
+    return (f'<label>kernel {_choice("kernel", kernels)}</label> '
+            f'<label>K {_choice("K", Ks)}</label> '
             '<label><input type="checkbox" name="same"> x<sub>t</sub> = x<sub>0</sub></label> '
-            f'<label style="flex:1;display:flex;gap:.4rem;white-space:nowrap">t = 1 <input type="range" name="t" min="1" max="{T}" value="{t}" '
+            '<label style="flex:1;display:flex;gap:.4rem;white-space:nowrap">t = 1 '
+            f'<input type="range" name="t" min="1" max="{T}" value="{t}" '
             f'aria-label="time t, 1 to {T}" style="flex:1;min-width:6rem"> {T}</label>')
 
+# %% ../nbs/12_viz.ipynb #90bd7d45
+def _mark(data: str, i: int, K: int, y: int, role: str, sub: str) -> str:
+    "x_0 or x_t below class i."
+    x = 34 + 480 * (i + 0.5) / K
+    return (f'<text {data} x="{x:.1f}" y="{y}" fill="{COLORS[role]}" font-weight="bold">'
+            f'x<tspan dy="3" font-size="8">{sub}</tspan></text>')
+
 def _svg(table: dict, t: int, n: int, words: str) -> str:
-    "The first state of the figure."
-    q, (x0, x_t) = table['q'][0][t - 1], (34 + 480 * (table[k] + 0.5) / len(table['q'][0][0]) for k in ('x0', 'x_t'))
-    lines = ''.join(f'<path d="M34 {y}H514" stroke="#ccc"/><text x="18" y="{y + 4}">{p}</text>' for p, y in ((0, 152), (0.5, 84), (1, 16)))
-    marks = ''.join(f'<text {data} x="{x:.1f}" y="{y}" fill="{COLORS[role]}" font-weight="bold">x<tspan dy="3" font-size="8">{sub}</tspan></text>'
-                    for data, x, y, role, sub in (('data-x0', x0, 181, 'clean', 0), ('data-xt', x_t, 195, 'ink', 't')))
-    label = html.escape(words + ': ' + ', '.join(f'{i} has {p / 1000}' for i, p in enumerate(q) if p > 4))
-    return (f'<svg viewBox="0 0 520 202" role="img" aria-label="{label}" style="width:100%;max-width:720px;display:block" '
-            f'font-family="sans-serif" font-size="10" fill="#333" text-anchor="middle">{lines}{_bars(q, n)}{marks}</svg>')
+    "The first state of the figure, with room for n bars."
+    q = table['q'][0][t - 1]
+    lines = ''.join(f'<path d="M34 {y}H514" stroke="#ccc"/><text x="18" y="{y + 4}">{p}</text>'
+                    for p, y in ((0, 152), (0.5, 84), (1, 16)))
+    bars = ''.join(_bar(i, q) for i in range(n))
+    marks = (_mark('data-x0', table['x0'], len(q), 181, 'clean', '0')
+             + _mark('data-xt', table['x_t'], len(q), 195, 'ink', 't'))
+    values = ', '.join(f'{i} has {p / 1000}' for i, p in enumerate(q) if p > 4)
+    label = html.escape(f'{words}: {values}')
+    return (f'<svg viewBox="0 0 520 202" role="img" aria-label="{label}" '
+            'style="width:100%;max-width:720px;display:block" font-family="sans-serif" '
+            f'font-size="10" fill="#333" text-anchor="middle">{lines}{bars}{marks}</svg>')
 
 # %% ../nbs/12_viz.ipynb #30388fdc
+def _common_T(processes: dict) -> int:
+    "The one T of all processes. Raises ShapeError."
+    Ts = {process.T for row in processes.values() for process in row.values()}
+    if len(Ts) == 1: return Ts.pop()
+    raise ShapeError(f'the processes have T = {sorted(Ts)}; '
+                     'one slider needs one T, and at least one kernel')
+
+_CARD = ('background:#fff;color:#333;color-scheme:light;padding:.6rem;border-radius:.375rem;'
+         'max-width:740px') # white in both themes
+
+# %% ../nbs/12_viz.ipynb #fe9ee64c
 def posterior_slider(
     kernels: dict, # name: function of K that returns a categorical process; the same T for all
     Ks: tuple = (4, 8, 12, 16), # numbers of classes to choose from
 ) -> str: # html that stands on its own
-    "Bars of q(x_{t-1} | x_t, x_0), controls for t, K, kernel and x_t, as html for notebooks and static pages. Raises ShapeError, DataError."
+    """Bars of q(x_{t-1} | x_t, x_0) with controls for t, K, kernel and x_t, as html for notebooks
+    and static pages. Raises ShapeError, DataError."""
     processes = {name: {K: make(K) for K in Ks} for name, make in kernels.items()}
-    Ts = {process.T for row in processes.values() for process in row.values()}
-    if len(Ts) != 1: raise ShapeError(f'the processes have T = {sorted(Ts)}; one slider needs one T, and at least one kernel')
-    T, tables = Ts.pop(), {name: {K: posterior_table(process) for K, process in row.items()} for name, row in processes.items()}
+    T = _common_T(processes)
+    tables = {name: {K: posterior_table(process) for K, process in row.items()}
+              for name, row in processes.items()}
     t, name = (T + 1) // 2, next(iter(kernels))
     table = tables[name][Ks[0]]
-    words = f'q(x_{t - 1} | x_{t} = {"mask" if table["mask"] else table["x_t"]}, x_0 = {table["x0"]}), {name}, K = {Ks[0]}'
-    return (f'<figure style="background:#fff;color:#333;color-scheme:light;padding:.6rem;border-radius:.375rem;max-width:740px" '
-            f'data-tables="{html.escape(json.dumps(tables, separators=(",", ":")))}" oninput="{html.escape(_MOVE_BARS)}">'
-            f'<div style="display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;align-items:center">{_controls(kernels, Ks, T, t)}</div>'
+    x_t = 'mask' if table['mask'] else table['x_t']
+    words = f'q(x_{t - 1} | x_{t} = {x_t}, x_0 = {table["x0"]}), {name}, K = {Ks[0]}'
+    data = html.escape(json.dumps(tables, separators=(',', ':')))
+    return (f'<figure style="{_CARD}" data-tables="{data}" oninput="{html.escape(_MOVE_BARS)}">'
+            '<div style="display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;align-items:center">'
+            f'{_controls(kernels, Ks, T, t)}</div>'
             f'{_svg(table, t, max(Ks), words)}<output>{html.escape(words)}</output></figure>')
