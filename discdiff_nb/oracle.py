@@ -386,22 +386,25 @@ def judge(
 
 # %% ../nbs/02_oracle.ipynb #98205bbb
 def compare_lines(
-    lines: dict, # words -> function of a case that gives a number or a tensor, in their order
+    lines: dict, # words -> number, tensor, or function of a case that gives one, in their order
     cases=((),), # tuples of arguments; without them each function takes none
     tol: float = 1e-9, # allowed difference
     relative: bool = False, # is it a share of values above 1?
 ) -> None:
     """AssertionError unless each line of a derivation equals the one above it in every case;
     prints the largest difference."""
-    width, float64 = max(map(len, lines)), torch.float64
+    def float64(value): return torch.as_tensor(value, dtype=torch.float64)
+    def off_by(value, above):
+        size = above.abs().clamp(min=1) if relative else 1.
+        return ((value - above).abs() / size).max().item()
     above = None
     for words, line in lines.items():
-        values = torch.stack([torch.as_tensor(line(*case), dtype=float64) for case in cases])
+        values = [float64(line(*case) if callable(line) else line) for case in cases]
         if above is not None:
-            size = above.abs().clamp(min=1) if relative else 1.
-            off = ((values - above).abs() / size).max().item()
+            off = torch.tensor(list(map(off_by, values, above))).max().item() # NaN stays NaN
             assert off < tol, f'{words}: off by {off}'
-            print(f'{words:<{width}}  off by at most {off:.0e}')
+            number = f' in {len(cases)} cases' if len(cases) > 1 else ''
+            print(f'{words:<{max(map(len, lines))}}  off by at most {off:.0e}{number}')
         above = values
 
 # %% ../nbs/02_oracle.ipynb #79e34624

@@ -18,7 +18,7 @@ GENERATED = ('91_equations.ipynb', '92_api.ipynb')
 ID = re.compile(r'\b(?:[AKDUV]\d+|[DU]-[a-z]+)\b')
 RANGE = re.compile(r'\b([AKDUV])(\d+)[-–]\1?(\d+)\b')
 LABEL = re.compile(r'(?:#\|.*\n|\s*\n)*# check ([^:\n]*):[ \t]*(.*)')
-CHECKS = re.compile(r'test_\w+|judge\w*|assert_\w+|gradcheck')
+CHECKS = re.compile(r'compare_lines|test_\w+|judge\w*|assert_\w+|gradcheck')
 SKIPPED = re.compile(r'^#\|\s*(eval:\s*false|slow\b|cuda\b|notest\b)', re.M)
 
 
