@@ -1,6 +1,7 @@
 """What once went wrong in chapters 10, 13, 18 and 22, each with its whole kind."""
 import contextlib
 import copy
+import hashlib
 import io
 import math
 import pickle
@@ -444,3 +445,62 @@ def test_the_clean_half_has_time_0_and_no_loss():
     halves = zip(process.halves, model(z_t, times), clean, z_t, times.T, (3, 2))
     want = sum(6 * half.loss(out, x0, x_t, t)[u > 0].sum() / 8 / n for half, out, x0, x_t, u, n in halves)
     torch.testing.assert_close(got, want)
+
+
+def wrong_metrics():
+    "Name -> a call that cannot have a meaning, and the error that says so."
+    g = torch.Generator().manual_seed(0)
+    f, nats = torch.randn(40, 16, generator=g), torch.randn(9, generator=g)
+    maps, eye, zero = torch.randint(4, (9, 8, 8), generator=g), torch.eye(6), torch.zeros(6)
+    images, labels = torch.randint(17, (9, 8, 8), generator=g), torch.zeros(9).long()
+    def net(): return metrics.train_features(images, labels, 17, steps=1)
+    return {
+        'one example': (lambda: metrics.paired(nats[:1], nats[:1], 64), core.DataError),
+        'N <= d': (lambda: metrics.frechet_distance(f[:16], f), core.DataError),
+        'no covariance': (lambda: metrics.frechet_gaussians(zero, -eye, zero, eye), core.DataError),
+        'NaN': (lambda: metrics.kid(f, f.log()), core.NotFiniteError),
+        'k = N': (lambda: metrics.prdc(f, f, k=40), core.ShapeError),
+        'one part': (lambda: metrics.spread(metrics.kid, (f, f), n=1), core.ShapeError),
+        'no score': (lambda: metrics.spread(None, (f, f)), core.DtypeError),
+        'no tensors': (lambda: metrics.spread(metrics.kid, (f, 3)), core.DtypeError),
+        'no sets': (lambda: metrics.spread(metrics.kid, ()), core.DtypeError),
+        'a set of one': (lambda: metrics.spread(metrics.kid, (f, f[:1])), core.DataError),
+        'no distributions': (lambda: metrics.inception_score(f), core.DataError),
+        'classes too high': (lambda: metrics.miou(maps, maps + 7, 5), core.ClassError),
+        'maps of floats': (lambda: metrics.class_shares(maps.float(), 4), core.DtypeError),
+        'few maps': (lambda: metrics.fsd(maps[:4], maps, 4), core.DataError),
+        'only ignored': (lambda: metrics.class_shares(maps.where(torch.arange(9).view(-1, 1, 1) > 0, 4), 4, 4), core.DataError),
+        'no training set': (lambda: metrics.nearest(f, f[:0]), core.DataError),
+        'labels missing': (lambda: metrics.train_features(images, labels[:-1], 17), core.ShapeError),
+        'one image': (lambda: metrics.train_features(images[:1], labels[:1], 17), core.DataError),
+        'no steps': (lambda: metrics.train_features(images, labels, 17, steps=0), core.ShapeError),
+        'levels too high': (lambda: metrics.features_of(net(), images + 17), core.ClassError)}
+
+
+@pytest.mark.parametrize('name', wrong_metrics())
+def test_metrics_refuse_what_has_no_meaning(name):
+    call, error = wrong_metrics()[name]
+    with pytest.raises(error): call()
+
+
+def test_fd_says_what_to_do_with_few_examples():
+    with pytest.raises(core.DataError, match='with N <= d = 16 FD measures N; project to fewer features, or use kid'):
+        metrics.frechet_distance(torch.randn(16, 16), torch.randn(40, 16))
+
+
+def test_the_inception_path_with_random_weights(tmp_path, monkeypatch):
+    "The whole path of FID on the true architecture, with random weights under the name and the checksum of the file."
+    fidelity = pytest.importorskip('torch_fidelity.feature_extractor_inceptionv3')
+    Net, path = fidelity.FeatureExtractorInceptionV3, tmp_path / 'inception' / metrics.INCEPTION['name']
+    torch.manual_seed(0)
+    with monkeypatch.context() as m:
+        m.setattr(fidelity, 'load_state_dict_from_url', lambda *a, **k: None)
+        m.setattr(Net, 'load_state_dict', lambda *a, **k: None)
+        net = Net('inception', ['2048'])
+    path.parent.mkdir()
+    torch.save(net.state_dict(), path)
+    monkeypatch.setitem(metrics.INCEPTION, 'sha256', hashlib.sha256(path.read_bytes()).hexdigest())
+    rgb = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    f, p = metrics.inception_features(rgb, root=tmp_path, download=False, batch_size=3)
+    assert f.shape == (4, 2048) and p.shape == (4, 1008) and torch.allclose(p.sum(1), torch.ones(4))
+    torch.testing.assert_close(f, net(rgb)[0])
