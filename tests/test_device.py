@@ -46,6 +46,12 @@ PROCESSES = {
 def inout(process): return dict(K=process.channels, real=True) if isinstance(process, Gaussian) else dict(K=process.K)
 
 
+def test_posterior_without_x_t():
+    with pretended():
+        process, x0 = Absorbing(K + 1, reciprocal_schedule(T)), classes(B, D)
+        assert type(absorbing.blind_posterior(process, x0, times())) is Elsewhere
+
+
 @pytest.mark.parametrize('name', PROCESSES)
 def test_process(name):
     with pretended():

@@ -1,7 +1,10 @@
 "Checks that a mutation run asked for: each kills a mutant that nothing noticed."
 import math
+from pathlib import Path
 import pytest
 import torch
+from discdiff_nb import cli
+from discdiff_nb.checkpoints import processor
 from discdiff_nb.core import DataError, ShapeError, cosine_schedule
 from discdiff_nb.d3pm import uniform_Q
 from discdiff_nb.joint import kept_sum
@@ -55,3 +58,20 @@ def test_ordered_classes_start_close_together():
     torch.manual_seed(0)
     rows = UNet(257, 10, (8, 8), 64, ordered_classes=256).embed.weight.detach()
     assert abs(rows.std().item() / 0.05 - 1) < 4 / (2 * rows.numel()) ** 0.5
+
+
+@pytest.mark.skipif(not Path('/proc/cpuinfo').is_file(), reason='a system that tells no name')
+def test_the_processor_has_the_name_that_the_system_tells():
+    told = [line.split(':')[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
+            if line.startswith('model name')]
+    assert processor() in told if told else processor().endswith(' CPU')
+
+
+@pytest.mark.parametrize('error, status', [(MemoryError('8 GB'), 2), (OSError('disk'), 2), (DataError('data'), 2),
+                                           (KeyboardInterrupt(), 130)])
+def test_each_end_has_its_status(monkeypatch, capsys, error, status):
+    def fails(args): raise error
+    monkeypatch.setattr(cli, 'sample', fails)
+    monkeypatch.setattr(cli, 'evaluate', fails)
+    assert cli.main(['eval', 'no-such-run']) == status
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
