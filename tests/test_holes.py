@@ -67,8 +67,10 @@ def test_the_processor_has_the_name_that_the_system_tells():
     assert processor() in told if told else processor().endswith(' CPU')
 
 
-@pytest.mark.parametrize('error, status', [(MemoryError('8 GB'), 2), (OSError('disk'), 2), (DataError('data'), 2),
-                                           (KeyboardInterrupt(), 130)])
+ENDS = [(MemoryError('8 GB'), 2), (OSError('disk'), 2), (DataError('data'), 2), (KeyboardInterrupt(), 130)]
+
+
+@pytest.mark.parametrize('error, status', ENDS)
 def test_each_end_has_its_status(monkeypatch, capsys, error, status):
     def fails(args): raise error
     monkeypatch.setattr(cli, 'sample', fails)
