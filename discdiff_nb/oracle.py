@@ -389,22 +389,20 @@ def compare_lines(
     lines: dict, # words -> number, tensor, or function of a case that gives one, in their order
     cases=((),), # tuples of arguments; without them each function takes none
     tol: float = 1e-9, # allowed difference
-    relative: bool = False, # is it a share of values above 1?
 ) -> None:
     """AssertionError unless each line of a derivation equals the one above it in every case;
     prints the largest difference."""
     def float64(value): return torch.as_tensor(value, dtype=torch.float64)
-    def off_by(value, above):
-        size = above.abs().clamp(min=1) if relative else 1.
-        return ((value - above).abs() / size).max().item()
+    def largest(value, above): return (value - above).abs().max()
+    width = max(map(len, lines))
     above = None
     for words, line in lines.items():
         values = [float64(line(*case) if callable(line) else line) for case in cases]
         if above is not None:
-            off = torch.tensor(list(map(off_by, values, above))).max().item() # NaN stays NaN
+            off = torch.stack(list(map(largest, values, above))).max().item() # NaN stays NaN
             assert off < tol, f'{words}: off by {off}'
             number = f' in {len(cases)} cases' if len(cases) > 1 else ''
-            print(f'{words:<{max(map(len, lines))}}  off by at most {off:.0e}{number}')
+            print(f'{words:<{width}}  off by at most {off:.0e}{number}')
         above = values
 
 # %% ../nbs/02_oracle.ipynb #79e34624
