@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['PREDICT', 'VARIANCE', 'ROOT2', 'to_levels', 'to_classes', 'jump', 'log_normal', 'posterior', 'gaussian_kl',
-           'prior_kl', 'target_line', 'predicted_x0', 'target_weight', 'simple_loss', 'reverse_variance',
-           'inverse_mills_ratio', 'LogPhi', 'LogInterval', 'log_bin', 'checked_levels', 'GaussianNoise', 'reverse_step',
-           'ancestral_step', 'check_choices', 'ddpm_loss', 'Gaussian', 'level_loss', 'clipped', 'path_log_weights',
-           'bayes_network', 'quadrature_log_p', 'quadrature_elbo']
+           'prior_kl', 'target_line', 'predicted_x0', 'target_weight', 'simple_loss', 'decoder_variance',
+           'reverse_variance', 'inverse_mills_ratio', 'LogPhi', 'log_odds_of_ends', 'log_mass', 'LogInterval',
+           'log_bin', 'check_answer', 'checked_levels', 'GaussianNoise', 'reverse_step', 'ancestral_step',
+           'decoder_nll', 'step_kl', 'check_choices', 'level_loss', 'ddpm_loss', 'Gaussian', 'clipped',
+           'path_log_weights', 'level_posterior', 'bayes_network', 'transition_density', 'decoder_probability',
+           'quadrature_log_p', 'quadrature_elbo']
 
 # %% ../nbs/04_gaussian.ipynb #87354dc9
 import copy
@@ -15,9 +17,9 @@ import math
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .core import (ClassError, DiscdiffError, DtypeError, Process, Schedule, ScheduleError, ShapeError,
-                              TimeError, alpha_between, check_classes, check_finite, checked, device_of, randn,
-                              sum_positions)
+from .core import (ClassError, DiscdiffError, DtypeError, Process, Schedule,
+                              ScheduleError, ShapeError, TimeError, alpha_between, check_classes,
+                              check_finite, checked, device_of, randn, sum_positions)
 
 # %% ../nbs/04_gaussian.ipynb #1a40a633
 @checked
@@ -44,8 +46,8 @@ def jump(
     ndim: int, # how many axes the results shall have
 ) -> tuple: # scale and variance of q(x_t | x_s), (B, 1, ...) float64 each
     "q(x_t | x_s) = N(scale x_s, variance): one step for s = t-1, any jump otherwise (K1, K4)."
-    kept = alpha_between(schedule, s, t, ndim)
-    return kept.sqrt(), 1 - kept
+    ratio = alpha_between(schedule, s, t, ndim) # alpha_bar_t / alpha_bar_s
+    return ratio.sqrt(), 1 - ratio
 
 def log_normal(
     x: Tensor, # (...) where
@@ -65,20 +67,21 @@ def posterior(
 ) -> tuple: # w_0, w_t and variance, (B, 1, ...) float64 each
     "q(x_s | x_t, x_0) = N(w_0 x_0 + w_t x_t, variance), for any s < t (K4, K5)."
     scale_s, var_s = jump(schedule, 0 * s, s, ndim)
-    scale_ts, var_ts = jump(schedule, s, t, ndim)
-    var_t = jump(schedule, 0 * t, t, ndim)[1]
+    scale_ts, beta = jump(schedule, s, t, ndim)
+    _, var_t = jump(schedule, 0 * t, t, ndim)
     clean = var_t == 0 # no noise at all up to t: x_s is x_0
     var_t = torch.where(clean, 1., var_t)
-    w_0, w_t = scale_s * var_ts / var_t, scale_ts * var_s / var_t
-    return torch.where(clean, 1., w_0), w_t, var_s * var_ts / var_t
+    w_0 = scale_s * beta / var_t
+    w_t = scale_ts * var_s / var_t
+    return torch.where(clean, 1., w_0), w_t, var_s * beta / var_t
 
 # %% ../nbs/04_gaussian.ipynb #0ba12c53
 def gaussian_kl(
     gap: Tensor, # (...) mean of q minus mean of p
     var_q: Tensor, # (...) variance of q, at least 0
     var_p: Tensor, # (...) variance of p, at least 0
-) -> Tensor: # (...) nats; infinite where only one of the two is certain, or both of different numbers
-    "KL(q || p) of two Gaussians, number by number; gap^2 / (2 var) when the variances are equal (K8)."
+) -> Tensor: # (...) nats; infinite where only one is certain, or both of different numbers
+    "KL(q || p), number by number; gap^2 / (2 var) when the variances are equal (K8)."
     ratio = var_q / var_p
     nats = (gap ** 2 / var_p + ratio - 1 - ratio.log()) / 2
     certain = (var_q == 0) | (var_p == 0)
@@ -102,10 +105,13 @@ def target_line(
     t: Tensor, # (B,) integer times 1..T
     ndim: int, # how many axes the results shall have
 ) -> tuple: # u and w, (B, 1, ...) float64 each
-    "What the network predicts is u x_0 + w x_t; so x_0 = (prediction - w x_t) / u (K9, K10)."
+    "The network predicts u x_0 + w x_t; so x_0 = (prediction - w x_t) / u (K9, K10)."
     scale, var = jump(schedule, 0 * t, t, ndim)
-    if predict == 'mean': return posterior(schedule, t - 1, t, ndim)[:2]
-    return {'x0': (torch.ones_like(var), 0 * var), 'eps': (-scale / var.sqrt(), var.rsqrt()), 'v': (-var.rsqrt(), scale / var.sqrt())}[predict]
+    if predict == 'x0': return torch.ones_like(var), 0 * var
+    if predict == 'eps': return -scale / var.sqrt(), var.rsqrt()
+    if predict == 'v': return -var.rsqrt(), scale / var.sqrt()
+    w_0, w_t, _ = posterior(schedule, t - 1, t, ndim)
+    return w_0, w_t
 
 # %% ../nbs/04_gaussian.ipynb #c3477f1f
 @checked
@@ -115,7 +121,7 @@ def predicted_x0(
     x_t: Tensor, # (B, ...) noisy levels
     t: Tensor, # (B,) times 1..T
 ) -> Tensor: # (B, ...) float64
-    "x_0 from what the network predicts, whatever that is; within -1..1 if the process is `clipped` (K9, K10)."
+    "x_0 from what the network predicts; within -1..1 if the process is `clipped` (K9, K10)."
     u, w = target_line(process.schedule, process.predict, t, x_t.ndim)
     x0_hat = (out[..., 0].double() - w * x_t) / u
     return x0_hat.clamp(-1, 1) if process.clip else x0_hat
@@ -129,8 +135,11 @@ def target_weight(
     var_p: Tensor, # (B,) variance of the model's step
 ) -> Tensor: # (B,) float64, nats per squared error
     "What a squared error of 1 in the prediction costs in the bound: w_0^2 / (2 var u^2) (K10)."
-    return posterior(schedule, t - 1, t, 1)[0] ** 2 / (2 * var_p * target_line(schedule, predict, t, 1)[0] ** 2)
+    w_0, _, _ = posterior(schedule, t - 1, t, 1)
+    u, _ = target_line(schedule, predict, t, 1)
+    return w_0 ** 2 / (2 * var_p * u ** 2)
 
+# %% ../nbs/04_gaussian.ipynb #0a905512
 @checked
 def simple_loss(
     process: Process, # a Gaussian; says what is predicted
@@ -139,14 +148,27 @@ def simple_loss(
     x_t: Tensor, # (B, ...) noisy levels
     t: Tensor, # (B,) times 1..T
 ) -> Tensor: # (B,) squared error, summed over the entries
-    "||target - prediction||^2: L_t without its weight; for eps it is L_simple (K11). Raises NotFiniteError."
+    "||target - prediction||^2, for eps L_simple (K11). Raises NotFiniteError."
     u, w = target_line(process.schedule, process.predict, t, x_t.ndim)
-    error = u * to_levels(x0, process.K) + w * x_t - out[..., 0].double()
+    target = u * to_levels(x0, process.K) + w * x_t
+    error = target - out[..., 0].double()
     return check_finite(sum_positions(error.square()), 'the loss')
 
 # %% ../nbs/04_gaussian.ipynb #dcd5722b
 VARIANCE = ('posterior', 'beta', 'learned')
 
+@checked
+def decoder_variance(
+    schedule: Schedule, # noise levels
+    t: Tensor, # (B,) times; only its device and dtype count
+    ndim: int, # how many axes the result shall have
+) -> Tensor: # (1, ...) float64
+    "The width of the last step: the posterior's variance at t = 2, or beta_1 where T = 1 (K12)."
+    last = torch.full_like(t[:1], min(2, schedule.T))
+    if schedule.T == 1: return jump(schedule, 0 * last, last, ndim)[1]
+    return posterior(schedule, last - 1, last, ndim)[2]
+
+# %% ../nbs/04_gaussian.ipynb #519bd39b
 @checked
 def reverse_variance(
     schedule: Schedule, # noise levels
@@ -155,14 +177,16 @@ def reverse_variance(
     t: Tensor, # (B,) integer times 1..T
     logit: Tensor, # (B, ...) place between the two ends, used when variance is 'learned'
 ) -> Tensor: # broadcastable to logit, float64, above 0
-    "The variance of p(x_s | x_t); where s = 0, that of the decoder: the posterior's at t = 2 (D2, K12)."
-    beta, low = jump(schedule, s, t, logit.ndim)[1], posterior(schedule, s, t, logit.ndim)[2]
-    two = torch.full_like(t[:1], min(2, schedule.T))
-    decoder = posterior(schedule, two - 1, two, logit.ndim)[2] if schedule.T > 1 else jump(schedule, 0 * two, two, logit.ndim)[1]
+    "The variance of p(x_s | x_t); where s = 0, that of the decoder (D2, K12)."
+    _, beta = jump(schedule, s, t, logit.ndim)
+    _, _, beta_tilde = posterior(schedule, s, t, logit.ndim)
+    decoder = decoder_variance(schedule, t, logit.ndim)
     last = (s == 0).reshape(beta.shape)
-    low = torch.where(last, decoder, low)
-    if variance == 'learned': return torch.lerp(low.log(), beta.log(), logit.double().sigmoid()).exp()
-    return low if variance == 'posterior' else torch.where(last, decoder, beta)
+    low = torch.where(last, decoder, beta_tilde)
+    if variance == 'posterior': return low
+    if variance == 'beta': return torch.where(last, decoder, beta)
+    share = logit.double().sigmoid()
+    return torch.lerp(low.log(), beta.log(), share).exp()
 
 # %% ../nbs/04_gaussian.ipynb #48ab41e1
 ROOT2 = 2 ** 0.5
@@ -184,26 +208,49 @@ class LogPhi(torch.autograd.Function):
     def backward(ctx, grad): return grad * inverse_mills_ratio(ctx.saved_tensors[0])
 
 # %% ../nbs/04_gaussian.ipynb #0bb1f852
+def log_odds_of_ends(
+    center: Tensor, # (...) of the bin, at most -half_width
+    half_width: Tensor, # (...) above 0
+) -> Tensor: # (...) d = log Phi(center + half_width) - log Phi(center - half_width)
+    "Line (d), for a bin in the left tail (K12)."
+    upper = torch.special.erfcx(-(center + half_width) / ROOT2).log()
+    lower = torch.special.erfcx((half_width - center) / ROOT2).log()
+    return -2 * center * half_width + upper - lower
+
+def log_mass(
+    center: Tensor, # (...) of the bin, at most 0
+    half_width: Tensor, # (...) above 0
+) -> tuple: # (...) each: the log of the mass between the two ends, and d of a bin in the tail
+    "The mass of a bin left of the mean, by line (a) near it and by line (b) in the tail (K12)."
+    near = center + half_width >= 0
+    c = torch.where(near, center, 0.)
+    by_erf = (torch.erf((half_width + c) / ROOT2) + torch.erf((half_width - c) / ROOT2)) / 2
+    c = torch.where(near, -half_width - 1, center)
+    d = log_odds_of_ends(c, half_width)
+    tail = torch.special.log_ndtr(c + half_width) + (-torch.expm1(-d)).log()
+    return torch.where(near, by_erf.log(), tail), d
+
+# %% ../nbs/04_gaussian.ipynb #595284f2
 class LogInterval(torch.autograd.Function):
     "log(Phi(c + h) - Phi(c - h)) for h > 0, without cancellation, with its gradients (K12)."
     @staticmethod
-    def forward(ctx, c, h):
-        left = -c.abs()
-        near = left + h >= 0
-        a, b = torch.where(near, left, 0.), torch.where(near, -h - 1, left)
-        inside = ((torch.erf((h + a) / ROOT2) + torch.erf((h - a) / ROOT2)) / 2).log()
-        d = -2 * b * h + torch.special.erfcx(-(b + h) / ROOT2).log() - torch.special.erfcx((h - b) / ROOT2).log()
-        log_P = torch.where(near, inside, torch.special.log_ndtr(b + h) + (-torch.expm1(-d)).log())
-        ctx.save_for_backward(c, h, near, log_P, d)
+    def forward(ctx, center, half_width):
+        log_P, d = log_mass(-center.abs(), half_width)
+        ctx.save_for_backward(center, half_width, log_P, d)
         return log_P
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        c, h, near, log_P, d = ctx.saved_tensors
-        left = -c.abs()
-        x = torch.where(near, 0., left + h)
-        density = torch.where(near, (-(left + h) ** 2 / 2 - log_P).exp() / (2 * math.pi) ** 0.5, inverse_mills_ratio(x) / -torch.expm1(-d))
-        return -c.sign() * -torch.expm1(2 * left * h) * density * grad, (1 + (2 * left * h).exp()) * density * grad
+        center, h, log_P, d = ctx.saved_tensors
+        c = -center.abs()
+        near = c + h >= 0
+        phi_over_P = (-(c + h) ** 2 / 2 - log_P).exp() / (2 * math.pi) ** 0.5
+        tail = torch.where(near, 0., c + h)
+        in_tail = inverse_mills_ratio(tail) / -torch.expm1(-d)
+        density = torch.where(near, phi_over_P, in_tail)
+        by_center = -center.sign() * -torch.expm1(2 * c * h) * density
+        by_half_width = (1 + (2 * c * h).exp()) * density
+        return by_center * grad, by_half_width * grad
 
 # %% ../nbs/04_gaussian.ipynb #f0edee0f
 @checked
@@ -213,9 +260,24 @@ def log_bin(
     mean: Tensor, # (...) of the decoder, on the scale of the levels
     std: Tensor, # broadcastable to mean, above 0
 ) -> Tensor: # (...) nats, at most 0, finite
-    "log of the mass that N(mean, std^2) puts into the bin of x_0; the first and the last bin reach to infinity (K12)."
-    c, h = (to_levels(x0, K).to(mean) - mean) / std, (1 / ((K - 1) * std)).expand_as(mean)
-    return torch.where(x0 == 0, LogPhi.apply(c + h), torch.where(x0 == K - 1, LogPhi.apply(h - c), LogInterval.apply(c, h)))
+    "log of N(mean, std^2)'s mass in the bin of x_0; the outer bins reach to infinity (K12)."
+    c = (to_levels(x0, K).to(mean) - mean) / std
+    h = (1 / ((K - 1) * std)).expand_as(mean)
+    inner = LogInterval.apply(c, h)
+    first, last = LogPhi.apply(c + h), LogPhi.apply(h - c)
+    return torch.where(x0 == 0, first, torch.where(x0 == K - 1, last, inner))
+
+# %% ../nbs/04_gaussian.ipynb #8e4bed9f
+def check_answer(
+    out: Tensor, # the network's
+    shape: tuple, # that it must have, channels last
+) -> None:
+    "Raise DtypeError or ShapeError unless a network's answer has the process's shape."
+    if not out.is_floating_point():
+        raise DtypeError(f'the output has dtype {out.dtype}; it must be floating point')
+    if out.shape != shape:
+        raise ShapeError(f'the output has shape {tuple(out.shape)}; for this x_t it must be '
+                         f'{shape}, channels last')
 
 # %% ../nbs/04_gaussian.ipynb #dc49da75
 @checked
@@ -227,22 +289,24 @@ def checked_levels(
     x0: Tensor | None = None, # (B, ...) clean classes, where there are some
     out: Tensor | None = None, # (B, ..., channels) the network's answer, where there is one
 ) -> Tensor: # (B,) s
-    "Check all that goes into one step; raise TimeError, ClassError, DtypeError, DataError or ShapeError."
+    "Check what goes into a step. Raises TimeError, ClassError, DtypeError, DataError, ShapeError."
     if x0 is not None: check_classes(x0, process.K)
     if x_t is None: x_t = x0
-    elif not x_t.is_floating_point(): raise DtypeError(f'x_t has dtype {x_t.dtype}; noisy levels are floats: use q_sample')
+    elif not x_t.is_floating_point():
+        raise DtypeError(f'x_t has dtype {x_t.dtype}; noisy levels are floats: use q_sample')
     if t.shape != x_t.shape[:1] or (x0 is not None and x0.shape != x_t.shape):
         shape = tuple(x_t.shape if x0 is None else x0.shape)
-        raise ShapeError(f'x_t {tuple(x_t.shape)}, x0 {shape} and t {tuple(t.shape)} must be (B, ...), (B, ...) and (B,)')
-    if out is not None and not out.is_floating_point(): raise DtypeError(f'the output has dtype {out.dtype}; it must be floating point')
-    if out is not None and out.shape != (*x_t.shape, process.channels):
-        raise ShapeError(f'the output has shape {tuple(out.shape)}; for this x_t it must be {(*x_t.shape, process.channels)}, channels last')
+        raise ShapeError(f'x_t {tuple(x_t.shape)}, x0 {shape} and t {tuple(t.shape)} '
+                         'must be (B, ...), (B, ...) and (B,)')
+    if out is not None: check_answer(out, (*x_t.shape, process.channels))
     return process.earlier(t, s)
 
 # %% ../nbs/04_gaussian.ipynb #8520838f
 class GaussianNoise(Process):
     "The forward half: Gaussian noise on K ordered levels, and its posterior (K1, K4, K5, K7)."
-    K: int; schedule: Schedule; clip = False
+    K: int
+    schedule: Schedule
+    clip = False
     def levels(self, x0): return to_levels(x0, self.K)
     def prior(self, shape, generator=None):
         return randn(shape, generator, device_of(generator), torch.float32)
@@ -257,7 +321,8 @@ class GaussianNoise(Process):
         return w_0 * self.levels(x0) + w_t * x_t, var
     def L_T(self, x0):
         check_classes(x0, self.K)
-        return sum_positions(prior_kl(self.levels(x0), self.schedule.alpha_bar[-1].to(x0.device)))
+        alpha_bar_T = self.schedule.alpha_bar[-1].to(x0.device)
+        return sum_positions(prior_kl(self.levels(x0), alpha_bar_T))
 
 # %% ../nbs/04_gaussian.ipynb #2384be14
 @checked
@@ -269,9 +334,11 @@ def reverse_step(
     K: int, # number of levels
     generator=None, # on x_t's device: one, or a list of one per example
 ) -> Tensor: # (B, ...) x_s: floats, or int64 classes at s = 0
-    "Mean plus noise; at s = 0 the level nearest to the mean, without noise (K13). Raises TimeError."
+    "Mean plus noise; at s = 0 the nearest level, without noise (K13). Raises TimeError."
     if (s == 0).all(): return to_classes(mu_p, K)
-    if (s == 0).any(): raise TimeError(f's = {s.tolist()}: either all examples of a batch arrive at 0, as classes, or none')
+    if (s == 0).any():
+        raise TimeError(f's = {s.tolist()}: either all examples of a batch arrive at 0, '
+                        'as classes, or none')
     noise = randn(mu_p.shape, generator, mu_p.device, torch.float32)
     return (mu_p + var_p.sqrt() * noise).to(x_t.dtype)
 
@@ -285,9 +352,33 @@ def ancestral_step(
     s: Tensor | None = None, # (B,) times below t, or None for t - 1
     generator=None, # on x_t's device: one, or a list of one per example
 ) -> Tensor: # (B, ...) x_s: floats, or int64 classes at s = 0
-    "One draw from p(x_s | x_t), the process's own step (K13). Raises TimeError, NotFiniteError and the errors of checked_levels."
+    "One draw from p(x_s | x_t). Raises TimeError, NotFiniteError, checked_levels' errors (K13)."
     mu_p, var_p = process.p_posterior(out, x_t, t, s)
     return reverse_step(mu_p, var_p, process.earlier(t, s), x_t, process.K, generator)
+
+# %% ../nbs/04_gaussian.ipynb #b6186814
+@checked
+def decoder_nll(
+    process: Process, # a Gaussian
+    x0: Tensor, # (B, ...) clean classes
+    x0_hat: Tensor, # (B, ...) the decoder's mean, float64
+    var_p: Tensor, # broadcastable to x0_hat, its variance
+) -> Tensor: # (B, ...) nats
+    "-log p(x_0 | x_1), entry by entry: the term of the bound at t = 1 (K12)."
+    return -log_bin(x0, process.K, x0_hat, var_p.sqrt().expand_as(x0_hat))
+
+@checked
+def step_kl(
+    process: Process, # a Gaussian
+    x0: Tensor, # (B, ...) clean classes
+    x0_hat: Tensor, # (B, ...) the network's x_0, float64
+    var_p: Tensor, # broadcastable to x0_hat, the variance of the model's step
+    t: Tensor, # (B,) times 1..T; the number at t = 1 means nothing
+) -> Tensor: # (B, ...) nats
+    "KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), entry by entry: the terms t >= 2 (K6, K8)."
+    w_0, _, var_q = posterior(process.schedule, t - 1, t, x0.ndim)
+    var_q = torch.where((t == 1).reshape(var_q.shape), var_p, var_q) # 0 at t = 1
+    return gaussian_kl(w_0 * (to_levels(x0, process.K) - x0_hat), var_q, var_p)
 
 # %% ../nbs/04_gaussian.ipynb #0edb5bdf
 def check_choices(
@@ -296,53 +387,19 @@ def check_choices(
     predict: str, # one of PREDICT
     variance: str, # one of VARIANCE
 ) -> None:
-    "Raise ClassError, DiscdiffError or ScheduleError unless a Gaussian process can be made of these (K9, K10, D2)."
-    if not isinstance(K, int) or K < 2: raise ClassError(f'K = {K!r}; the number of levels is an integer of at least 2')
-    if predict not in PREDICT: raise DiscdiffError(f'predict = {predict!r}, allowed are {PREDICT}')
-    if variance not in VARIANCE: raise DiscdiffError(f'variance = {variance!r}, allowed are {VARIANCE}')
-    if not schedule.beta[1:].all(): raise ScheduleError('beta is 0 at a t >= 1: every step must add noise, or its KL is 0/0')
-    if not target_line(schedule, predict, torch.arange(1, schedule.T + 1), 1)[0].all():
-        raise ScheduleError('alpha_bar[T] is 0: x_T is all noise, and x_0 cannot be found from eps there; predict v or x0, or end above 0')
-
-# %% ../nbs/04_gaussian.ipynb #6c2a1f58
-def ddpm_loss(
-    process: Process, # a Gaussian; says what is predicted
-    out: Tensor, # (B, ..., channels) the network's answer
-    x0: Tensor, # (B, ...) clean classes
-    x_t: Tensor, # (B, ...) noisy levels
-    t: Tensor, # (B,) times 1..T
-) -> Tensor: # (B,) squared error / T; a learned variance learns from L_t
-    "What DDPM trains on (Ho et al. 2020, eq. 14; K11). Raises the errors of checked_levels."
-    checked_levels(process, x_t, t, None, x0, out)
-    loss = simple_loss(process, out, x0, x_t, t)
-    if process.variance == 'learned':
-        mean_fixed = torch.cat([out[..., :1].detach(), out[..., 1:]], -1)
-        loss = loss + level_loss(process, mean_fixed, x0, x_t, t)
-    return loss / process.T
-
-# %% ../nbs/04_gaussian.ipynb #2e976bcc
-class Gaussian(GaussianNoise):
-    "Gaussian diffusion of K levels; the network returns `channels` numbers per entry (Ho et al. 2020; K1, K5, K6, K13, D2). Raises as check_choices."
-    stepper = staticmethod(ancestral_step) # another sampler (chapter 17) puts another function here
-    criterion = staticmethod(ddpm_loss) # on_the_bound (chapter 27) puts another function here
-    def __init__(self,
-        K: int, # levels, at least 2
-        schedule: Schedule, # every beta[t] above 0; alpha_bar[T] above 0 too if eps is predicted
-        predict: str = 'eps', # what the first of the network's numbers is: 'eps', 'x0', 'v' or 'mean'
-        variance: str = 'posterior', # of a step back: 'posterior', 'beta', or 'learned' from a second number
-    ):
-        check_choices(K, schedule, predict, variance)
-        self.K, self.classes, self.schedule, self.T = K, K, schedule, schedule.T
-        self.predict, self.variance, self.channels = predict, variance, 1 + (variance == 'learned')
-    def p_posterior(self, out, x_t, t, s=None):
-        s = checked_levels(self, x_t, t, s, out=out)
-        w_0, w_t, _ = posterior(self.schedule, s, t, x_t.ndim)
-        mu_p = w_0 * predicted_x0(self, out, x_t, t) + w_t * x_t
-        return check_finite(mu_p, 'p_posterior'), reverse_variance(self.schedule, self.variance, s, t, out[..., -1])
-    def L_t(self, out, x0, x_t, t): return level_loss(self, out, x0, x_t, t)
-    def loss(self, out, x0, x_t, t): return self.criterion(self, out, x0, x_t, t)
-    def step(self, out, x_t, t, s=None, generator=None):
-        return self.stepper(self, out, x_t, t, s, generator)
+    "Raise ClassError, DiscdiffError or ScheduleError if these make no process (K9, K10, D2)."
+    if not isinstance(K, int) or K < 2:
+        raise ClassError(f'K = {K!r}; the number of levels is an integer of at least 2')
+    if predict not in PREDICT:
+        raise DiscdiffError(f'predict = {predict!r}, allowed are {PREDICT}')
+    if variance not in VARIANCE:
+        raise DiscdiffError(f'variance = {variance!r}, allowed are {VARIANCE}')
+    if not schedule.beta[1:].all():
+        raise ScheduleError('beta is 0 at a t >= 1: every step must add noise, or its KL is 0/0')
+    u, _ = target_line(schedule, predict, torch.arange(1, schedule.T + 1), 1)
+    if not u.all():
+        raise ScheduleError('alpha_bar[T] is 0: x_T is all noise, and x_0 cannot be found from eps '
+                            'there; predict v or x0, or end above 0')
 
 # %% ../nbs/04_gaussian.ipynb #d63773b3
 @checked
@@ -353,25 +410,64 @@ def level_loss(
     x_t: Tensor, # (B, ...) noisy levels
     t: Tensor, # (B,) times 1..T
 ) -> Tensor: # (B,) nats
-    "The term t of the bound: KL of the two steps, or minus the log of the decoder's bins at t = 1 (K6, K8, K12). Raises as checked_levels, NotFiniteError."
+    "The term t of the bound. Raises NotFiniteError, the errors of checked_levels (K6, K8, K12)."
     checked_levels(process, x_t, t, None, x0, out)
-    x0_hat, var_p = predicted_x0(process, out, x_t, t), reverse_variance(process.schedule, process.variance, t - 1, t, out[..., -1])
-    w_0, _, var_q = posterior(process.schedule, t - 1, t, x_t.ndim)
-    first = t == 1
-    var_q = torch.where(first.reshape(var_q.shape), var_p, var_q) # 0 at t = 1
-    L = gaussian_kl(w_0 * (to_levels(x0, process.K) - x0_hat), var_q, var_p)
-    if first.any():
-        std = var_p.sqrt().expand_as(x0_hat)[first]
-        L = L.index_put((first,), -log_bin(x0[first], process.K, x0_hat[first], std))
+    x0_hat = predicted_x0(process, out, x_t, t)
+    var_p = reverse_variance(process.schedule, process.variance, t - 1, t, out[..., -1])
+    L = step_kl(process, x0, x0_hat, var_p, t)
+    first = (t == 1).reshape(-1, *[1] * (x0.ndim - 1))
+    if first.any(): L = torch.where(first, decoder_nll(process, x0, x0_hat, var_p), L)
     return check_finite(sum_positions(L), 'L_t')
+
+# %% ../nbs/04_gaussian.ipynb #6c2a1f58
+def ddpm_loss(
+    process: Process, # a Gaussian; says what is predicted
+    out: Tensor, # (B, ..., channels) the network's answer
+    x0: Tensor, # (B, ...) clean classes
+    x_t: Tensor, # (B, ...) noisy levels
+    t: Tensor, # (B,) times 1..T
+) -> Tensor: # (B,) squared error / T; a learned variance learns from L_t
+    "DDPM's objective (Ho et al. 2020, eq. 14; K11). Raises the errors of checked_levels."
+    checked_levels(process, x_t, t, None, x0, out)
+    loss = simple_loss(process, out, x0, x_t, t)
+    if process.variance == 'learned':
+        mean_fixed = torch.cat([out[..., :1].detach(), out[..., 1:]], -1)
+        loss = loss + level_loss(process, mean_fixed, x0, x_t, t)
+    return loss / process.T
+
+# %% ../nbs/04_gaussian.ipynb #2e976bcc
+class Gaussian(GaussianNoise):
+    "Gaussian diffusion of K levels (Ho et al. 2020; K1, K5, K6, K13, D2). Raises as check_choices."
+    stepper = staticmethod(ancestral_step) # another sampler (chapter 17) puts its function here
+    criterion = staticmethod(ddpm_loss) # on_the_bound (chapter 27) puts another function here
+    def __init__(self,
+        K: int, # levels, at least 2
+        schedule: Schedule, # every beta[t] above 0; alpha_bar[T] too if eps is predicted
+        predict: str = 'eps', # what the network's first number is: 'eps', 'x0', 'v' or 'mean'
+        variance: str = 'posterior', # of a step back; or 'beta', or 'learned' from a second number
+    ):
+        check_choices(K, schedule, predict, variance)
+        self.K, self.classes, self.schedule, self.T = K, K, schedule, schedule.T
+        self.predict, self.variance, self.channels = predict, variance, 1 + (variance == 'learned')
+    def p_posterior(self, out, x_t, t, s=None):
+        s = checked_levels(self, x_t, t, s, out=out)
+        w_0, w_t, _ = posterior(self.schedule, s, t, x_t.ndim)
+        mu_p = w_0 * predicted_x0(self, out, x_t, t) + w_t * x_t
+        var_p = reverse_variance(self.schedule, self.variance, s, t, out[..., -1])
+        return check_finite(mu_p, 'p_posterior'), var_p
+    def L_t(self, out, x0, x_t, t): return level_loss(self, out, x0, x_t, t)
+    def loss(self, out, x0, x_t, t): return self.criterion(self, out, x0, x_t, t)
+    def step(self, out, x_t, t, s=None, generator=None):
+        return self.stepper(self, out, x_t, t, s, generator)
 
 # %% ../nbs/04_gaussian.ipynb #e506e68f
 def clipped(
     process: Gaussian, # any
 ) -> Gaussian: # a copy; bound and steps take the x_0 that the network implies into -1..1
-    "The process with its predicted x_0 cut off at the first and the last level (Ho et al. 2020, their code). Raises DiscdiffError."
+    "The same with x_0 cut off at the ends (Ho et al. 2020, their code). Raises DiscdiffError."
     if not isinstance(process, GaussianNoise):
-        raise DiscdiffError(f'clipped is for a Gaussian, whose x_0 is a number; got {type(process).__name__}: of a pair, clip the half')
+        raise DiscdiffError('clipped is for a Gaussian, whose x_0 is a number; got '
+                            f'{type(process).__name__}: of a pair, clip the half')
     process = copy.copy(process)
     process.clip = True
     return process
@@ -384,39 +480,82 @@ def path_log_weights(
     model, # network: out = model(x_t, t)
     x0: Tensor, # (B, ...) clean classes
     generator=None, # on x0's device: one, or a list of one per example
-) -> Tensor: # (B,) nats, float64
-    "log p(x_0:T) - log q(x_1:T | x_0) along one forward path per example: minus its mean is L, the mean of its exponential p(x_0) (K2, K3, K6)."
-    x_s, total = process.levels(x0), torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+) -> Tensor: # (B,) nats, float64; minus their mean is L, the mean of their exponential p(x_0)
+    "log p(x_0:T) - log q(x_1:T | x_0) along one forward path per example (K2, K3, K6)."
+    x_s = process.levels(x0)
+    total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     for time in range(1, process.T + 1):
         t = torch.full(x0.shape[:1], time, device=x0.device)
         scale, var = jump(process.schedule, t - 1, t, x0.ndim)
         x_t = scale * x_s + var.sqrt() * randn(x0.shape, generator, x0.device, torch.float64)
         out = model(x_t, t)
-        back = -process.L_t(out, x0, x_t, t) if time == 1 else sum_positions(log_normal(x_s, *process.p_posterior(out, x_t, t)))
-        total, x_s = total + back - sum_positions(log_normal(x_t, scale * x_s, var)), x_t
+        if time == 1: log_p = -process.L_t(out, x0, x_t, t)
+        else: log_p = sum_positions(log_normal(x_s, *process.p_posterior(out, x_t, t)))
+        total = total + log_p - sum_positions(log_normal(x_t, scale * x_s, var))
+        x_s = x_t
     return total + sum_positions(log_normal(x_s, torch.zeros_like(x_s), torch.ones_like(x_s)))
 
 # %% ../nbs/04_gaussian.ipynb #2dfaa96b
+@checked
+def level_posterior(
+    process: Gaussian, # any
+    p_x0: Tensor, # (K,) how often each level occurs, float64
+    x_t: Tensor, # (B, ...) noisy levels
+    t: Tensor, # (B,) times 1..T
+) -> Tensor: # (B, ..., K) p(x_0 | x_t) of entries that are independent of each other
+    "Bayes' rule over the K levels (K10)."
+    scale, var = jump(process.schedule, 0 * t, t, x_t.ndim + 1)
+    levels = to_levels(torch.arange(process.K, device=x_t.device), process.K)
+    log_joint = p_x0.to(x_t.device).log() + log_normal(x_t[..., None], scale * levels, var)
+    return log_joint.softmax(-1)
+
+# %% ../nbs/04_gaussian.ipynb #af70825d
 def bayes_network(
     process: Gaussian, # of any prediction and variance
     p_x0: Tensor, # (K,) how often each level occurs, float64
 ): # out = model(x_t, t), for entries that are independent of each other
-    "The optimal network when every entry of x_0 is drawn from one table: conditional mean, and variance by total variance (K10, D2)."
-    levels, schedule = to_levels(torch.arange(process.K), process.K), process.schedule
+    "The optimal network for one table of levels: mean, and variance by total variance (K10, D2)."
+    schedule = process.schedule
     @checked
     def model(x_t, t):
-        scale, var = jump(schedule, 0 * t, t, x_t.ndim + 1)
-        p = (p_x0.to(x_t.device).log() + log_normal(x_t[..., None], scale * levels.to(x_t.device), var)).softmax(-1)
-        x0_hat, (u, w) = (p * levels.to(x_t.device)).sum(-1), target_line(schedule, process.predict, t, x_t.ndim)
-        if process.channels == 1: return (u * x0_hat + w * x_t)[..., None]
+        p = level_posterior(process, p_x0, x_t, t)
+        levels = to_levels(torch.arange(process.K, device=x_t.device), process.K)
+        x0_hat = (p * levels).sum(-1)
+        u, w = target_line(schedule, process.predict, t, x_t.ndim)
+        target = u * x0_hat + w * x_t
+        if process.channels == 1: return target[..., None]
+        var_x0 = (p * (levels - x0_hat[..., None]) ** 2).sum(-1)
         w_0, _, _ = posterior(schedule, t - 1, t, x_t.ndim)
+        _, high = jump(schedule, t - 1, t, x_t.ndim)
         low = reverse_variance(schedule, 'posterior', t - 1, t, x0_hat)
-        wide = low + w_0 ** 2 * (p * (levels.to(x_t.device) - x0_hat[..., None]) ** 2).sum(-1)
-        share = ((wide / low).log() / (jump(schedule, t - 1, t, x_t.ndim)[1] / low).log()).clamp(0, 1)
-        return torch.stack([u * x0_hat + w * x_t, share.logit()], -1)
+        share = ((low + w_0 ** 2 * var_x0) / low).log() / (high / low).log()
+        return torch.stack([target, share.clamp(0, 1).logit()], -1)
     return model
 
 # %% ../nbs/04_gaussian.ipynb #8f2d2545
+def transition_density(
+    process: Gaussian, # under test
+    model, # network: out = model(x_t, t), D = 1
+    x_t: Tensor, # (n,) grid of x_t, float64
+    x_s: Tensor, # (m,) grid of x_{t-1}
+    t: int, # 2..T
+) -> Tensor: # (n, m)
+    "p(x_{t-1} | x_t) on two grids (K2)."
+    x_t, times = x_t[:, None], torch.full((len(x_t),), t)
+    return log_normal(x_s, *process.p_posterior(model(x_t, times), x_t, times)).exp()
+
+def decoder_probability(
+    process: Gaussian, # under test
+    model, # network: out = model(x_t, t), D = 1
+    x_1: Tensor, # (n,) grid of x_1, float64
+) -> Tensor: # (K, n)
+    "p(x_0 | x_1) of every level (K2, K12)."
+    x_1, t = x_1[:, None], torch.ones(len(x_1), dtype=torch.long)
+    out = model(x_1, t)
+    levels = [torch.full_like(x_1, k, dtype=torch.long) for k in range(process.K)]
+    return torch.stack([(-process.L_t(out, x0, x_1, t)).exp() for x0 in levels])
+
+# %% ../nbs/04_gaussian.ipynb #9cef6753
 @torch.no_grad()
 def quadrature_log_p(
     process: Gaussian, # under test
@@ -424,17 +563,17 @@ def quadrature_log_p(
     grid: Tensor, # (n,) even, finer than the narrowest step, as wide as x_t gets, float64
 ) -> Tensor: # (K,) log p_theta(x_0) of every level, nats
     "The exact likelihood of one entry by integrating x_T, ..., x_1 out in turn (K2)."
-    fine, K = torch.linspace(grid[0], grid[-1], 16 * (len(grid) - 1) + 1, dtype=grid.dtype), process.K
+    # the decoder switches level within a few thousandths: x_1 has a finer grid
+    fine = torch.linspace(grid[0], grid[-1], 16 * (len(grid) - 1) + 1, dtype=grid.dtype)
     x = grid if process.T > 1 else fine
     p = log_normal(x, torch.zeros_like(x), torch.ones_like(x)).exp()
-    for time in range(process.T, 1, -1):
-        some, x_s = p > 1e-16 * p.max(), grid if time > 2 else fine
-        p, dx, x = p[some], x[1] - x[0], x[some, None]
-        t = torch.full((len(x),), time)
-        p, x = dx * p @ log_normal(x_s, *process.p_posterior(model(x, t), x, t)).exp(), x_s
-    t, x, dx = torch.ones(x.shape, dtype=torch.long), x[:, None], x[1] - x[0]
-    L_0 = torch.stack([process.L_t(model(x, t), torch.full_like(x, k, dtype=torch.long), x, t) for k in range(K)])
-    return (dx * (-L_0).exp() @ p).log()
+    for t in range(process.T, 1, -1):
+        dx, seen = x[1] - x[0], p > 1e-16 * p.max()
+        x_s = grid if t > 2 else fine
+        p = dx * p[seen] @ transition_density(process, model, x[seen], x_s, t)
+        x = x_s
+    dx = x[1] - x[0]
+    return (dx * decoder_probability(process, model, x) @ p).log()
 
 # %% ../nbs/04_gaussian.ipynb #c1fb0ba4
 @torch.no_grad()
@@ -442,14 +581,18 @@ def quadrature_elbo(
     process: Gaussian, # under test
     model, # network: out = model(x_t, t), D = 1
     n: int = 400, # points in the noise, which runs from -8 to 8
-) -> Tensor: # (T+1, K) nats: row 0 is L_T, row t the mean of L_t, for every level; the bound is their sum
+) -> Tensor: # (T+1, K) nats: row 0 is L_T, row t the mean of L_t, for every level; they add up to L
     "The terms of the bound of one entry, the expectations as sums over the noise (K6)."
-    K, eps = process.K, torch.linspace(-8, 8, n, dtype=torch.float64)
-    x0, noise, weight = torch.arange(K).repeat_interleave(n)[:, None], eps.repeat(K)[:, None], torch.softmax(-eps ** 2 / 2, 0)
+    K = process.K
+    eps = torch.linspace(-8, 8, n, dtype=torch.float64)
+    weight = torch.softmax(-eps ** 2 / 2, 0)
+    x0 = torch.arange(K).repeat_interleave(n)[:, None] # each level with each noise
+    noise = eps.repeat(K)[:, None]
     terms = [process.L_T(torch.arange(K)[:, None])]
     for time in range(1, process.T + 1):
         t = torch.full((K * n,), time)
         scale, var = jump(process.schedule, 0 * t, t, 2)
         x_t = scale * process.levels(x0) + var.sqrt() * noise
-        terms.append(process.L_t(model(x_t, t), x0, x_t, t).reshape(K, n) @ weight)
+        L_t = process.L_t(model(x_t, t), x0, x_t, t)
+        terms.append(L_t.reshape(K, n) @ weight)
     return torch.stack(terms)

@@ -17,9 +17,11 @@ from discdiff_nb.core import (INTEGERS, INTEGER_NAMES, ClassError, DtypeError, P
 from discdiff_nb.d3pm import Absorbing, hybrid
 from discdiff_nb.ordinal import DiscretizedGaussian, NearestNeighbour
 from discdiff_nb.data import reduce_levels
-from discdiff_nb.gaussian import (Gaussian, PREDICT, VARIANCE, ancestral_step, bayes_network, checked_levels, clipped, ddpm_loss,
-    gaussian_kl, jump, level_loss, log_bin, path_log_weights, posterior, predicted_x0,
-    reverse_step, reverse_variance, simple_loss, target_line, target_weight, to_levels)
+from discdiff_nb.gaussian import (
+    Gaussian, PREDICT, VARIANCE, ancestral_step, bayes_network, checked_levels, clipped, ddpm_loss,
+    decoder_nll, decoder_variance, gaussian_kl, jump, level_loss, level_posterior, log_bin,
+    path_log_weights, posterior, predicted_x0, reverse_step, reverse_variance, simple_loss, step_kl,
+    target_line, target_weight, to_levels)
 from discdiff_nb.joint import Joint
 from discdiff_nb.multinomial import (Multinomial, alpha_bar_ratio, checked_step, keep_or_redraw,
                                      log_sums, log_uniform_row, remove_self_likelihood, uniform_kl, weighted_cross_entropy)
@@ -184,6 +186,15 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
     'gaussian.ddpm_loss': [(lambda x, t: ddpm_loss(LEVELS, answers(t), x, floats(t), t),
                             lambda top: (times(top), times(top)))],
     'gaussian.reverse_variance': [(lambda s, t, v=v: reverse_variance(LONG, v, s, t, floats(t)), before) for v in VARIANCE],
+    'gaussian.decoder_variance': [(lambda t: decoder_variance(LONG, t, 2),
+                                   lambda top: (times(top),))],
+    'gaussian.decoder_nll': [(lambda x: decoder_nll(LEVELS, x, floats(x).double(), torch.ones(1)),
+                              lambda top: (below(top),))],
+    'gaussian.step_kl': [(lambda x, t: step_kl(LEVELS, x, floats(t).double(), torch.ones(1), t),
+                          lambda top: (times(top), times(top)))],
+    'gaussian.level_posterior': [(lambda t: level_posterior(LEVELS, torch.ones(1024).double() / 1024,
+                                                            floats(t), t),
+                                  lambda top: (times(top),))],
     'gaussian.log_bin': [(lambda x: log_bin(x, 1024, torch.zeros(len(x)), torch.ones(len(x))), lambda top: (below(top),))],
     'gaussian.checked_levels': [(lambda s, t: checked_levels(LEVELS, floats(t), t, s, t), before)],
     'gaussian.reverse_step': [(lambda s: reverse_step(floats(s), floats(s) ** 2, s, floats(s), 9, seeds(0)[0]), lambda top: (times(top),))],
@@ -204,7 +215,8 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
 OTHERS = {'core': 'minibatch pixel_marginals '
                   'as_int64 checked check_keep check_logits check_finite tables_on sum_positions as_tuple class_remedy time_remedy '
                   'check_bound bound_terms check_known',
-          'oracle': 'normalize', 'gaussian': 'log_normal to_classes inverse_mills_ratio prior_kl',
+          'oracle': 'normalize', 'gaussian': 'log_normal to_classes inverse_mills_ratio prior_kl '
+                                              'transition_density',
           'vae': 'log_prob_diagonal gaussian_path', 'multinomial': ''}
 
 
