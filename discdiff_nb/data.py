@@ -48,7 +48,9 @@ def reduce_levels(
     K: int, # how many to keep, 2..levels
 ) -> Tensor: # (...) int64 within 0..K-1, in the same order
     "Merge neighbouring levels: x * K // levels. Raises ClassError, DtypeError, DataError."
-    if not 2 <= K <= levels: raise ClassError(f'K = {K}, allowed is 2..{levels}: the data has {levels} levels, and one level holds no information')
+    if not 2 <= K <= levels:
+        raise ClassError(f'K = {K}, allowed is 2..{levels}: the data has {levels} levels, '
+                         'and one level holds no information')
     check_classes(x, levels, 'x')
     return x.long() * K // levels
 
@@ -62,42 +64,53 @@ def _held_out(labels):
 def digits(
     K: int = 17, # number of levels, 2..17
 ) -> Images: # 1,442 scans to train on, 355 held out, 8 x 8
-    "The handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998), no download. Raises ClassError."
+    """The handwritten digits inside scikit-learn (Alpaydin and Kaynak 1998), no download.
+    Raises ClassError."""
     from sklearn.datasets import load_digits
     data = load_digits()
-    x, labels = reduce_levels(torch.as_tensor(data.images).long(), 17, K), torch.as_tensor(data.target).long()
+    x = reduce_levels(torch.as_tensor(data.images).long(), 17, K)
+    labels = torch.as_tensor(data.target).long()
     out = _held_out(labels)
     return Images('digits', x[~out], x[out], labels[~out], labels[out], K)
 
 # %% ../nbs/11_data.ipynb #811939a3
-def _parse_idx(data, path):
-    "The uint8 tensor in the bytes of an idx file; `path` says how many axes it must have, and names the file in errors."
-    ndim = 3 if 'idx3' in path.name else 1
-    magic, head = bytes([0, 0, 8, ndim]), 4 + 4 * ndim
+def _check_idx(data, head, magic, shape, path):
+    "Raise DataError unless the bytes are a whole idx file of this kind."
     if data[:4] != magic:
-        raise DataError(f'{path} begins with the bytes [{data[:4].hex(" ")}], expected [{magic.hex(" ")}]: this is no idx file of '
-                        f'unsigned bytes with {ndim} axes; delete it and fetch the right one')
+        raise DataError(f'{path} begins with the bytes [{data[:4].hex(" ")}], '
+                        f'expected [{magic.hex(" ")}]: this is no idx file of unsigned bytes with '
+                        f'{magic[3]} axes; delete it and fetch the right one')
+    size = head + math.prod(shape)
+    if len(data) != size:
+        raise DataError(f'{path} has {len(data)} bytes, expected {size} for shape {shape}: '
+                        'truncated or damaged; delete it and fetch it again')
+
+def _parse_idx(data, path):
+    "The uint8 tensor in the bytes of an idx file; the name in `path` says how many axes it has."
+    ndim = 3 if 'idx3' in path.name else 1
+    head = 4 + 4 * ndim
     shape = [int.from_bytes(data[i:i + 4], 'big') for i in range(4, head, 4)]
-    if len(data) != head + math.prod(shape):
-        raise DataError(f'{path} has {len(data)} bytes, expected {head + math.prod(shape)} for shape {shape}: truncated or damaged; '
-                        'delete it and fetch it again')
+    _check_idx(data, head, bytes([0, 0, 8, ndim]), shape, path)
     return torch.frombuffer(bytearray(data[head:]), dtype=torch.uint8).reshape(shape)
 
 # %% ../nbs/11_data.ipynb #ff518c96
 def _read_idx(path, sha256):
-    "The tensor in an idx file, unpacked if it ends in .gz, and only if its unpacked bytes are the published ones."
+    "The tensor in an idx file, only if its unpacked bytes are the published ones."
     try:
         with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as f: data = f.read()
     except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f'{path} ({path.stat().st_size} bytes) cannot be read: {e}; expected a complete file, delete it and fetch it again') from e
-    x, found = _parse_idx(data, path), hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise DataError(f'{path} has SHA-256 {found[:12]}... after unpacking, expected {sha256[:12]}...: the right format but not the '
-                        'published data; delete it and fetch it again')
-    return x
+        raise DataError(f'{path} ({path.stat().st_size} bytes) cannot be read: {e}; '
+                        'expected a complete file, delete it and fetch it again') from e
+    x = _parse_idx(data, path)
+    found = hashlib.sha256(data).hexdigest()
+    if found == sha256: return x
+    raise DataError(f'{path} has SHA-256 {found[:12]}... after unpacking, expected '
+                    f'{sha256[:12]}...: the right format but not the published data; '
+                    'delete it and fetch it again')
 
 # %% ../nbs/11_data.ipynb #d32211bd
-_FILES = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte', 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
+_FILES = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte',
+          't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
 _IDX = { # name: (folder, torchvision's class, SHA-256 of each unpacked file)
     'fashion_mnist': ('fashion-mnist', 'FashionMNIST', dict(zip(_FILES, (
         'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
@@ -113,54 +126,64 @@ _IDX = { # name: (folder, torchvision's class, SHA-256 of each unpacked file)
 
 # %% ../nbs/11_data.ipynb #76798c48
 def data_root(
-    root: str | Path | None = None, # a folder that exists; None takes DISCDIFF_DATA, else ~/.cache/discdiff_nb
+    root: str | Path | None = None, # a folder that exists; None: DISCDIFF_DATA, else the cache
 ) -> Path: # where data sets are kept
-    "The folder under which data files are looked for and downloaded to. Raises DataError when a named folder does not exist."
+    """The folder under which data files are looked for and downloaded to; the cache is
+    ~/.cache/discdiff_nb. Raises DataError when a named folder does not exist."""
     named = root or os.environ.get('DISCDIFF_DATA')
     if not named: return Path.home() / '.cache' / 'discdiff_nb'
     path = Path(named).expanduser()
-    if not path.is_dir():
-        raise DataError(f'data root {path}: no such folder; create it, correct {"the argument root" if root else "DISCDIFF_DATA"}, '
-                        'or leave both unset for ~/.cache/discdiff_nb')
-    return path
+    if path.is_dir(): return path
+    wrong = 'the argument root' if root else 'DISCDIFF_DATA'
+    raise DataError(f'data root {path}: no such folder; create it, correct {wrong}, '
+                    'or leave both unset for ~/.cache/discdiff_nb')
 
 # %% ../nbs/11_data.ipynb #df4746ff
 def _find(name, root):
     "{file: its path under `root`, or None}"
     folder, cls, sha256 = _IDX[name]
-    places = root / folder, root / cls / 'raw'
-    return {f: next((p for d in places for p in (d / f, d / f'{f}.gz') if p.is_file()), None) for f in sha256}
+    found = dict.fromkeys(sha256)
+    for file in found:
+        places = [place / f'{file}{packed}' for place in (root / folder, root / cls / 'raw')
+                  for packed in ('', '.gz')]
+        found[file] = next((path for path in places if path.is_file()), None)
+    return found
 
 def _download(cls, root):
     "Let torchvision fetch the files into root/cls/raw; returns '' or why it could not."
     from torchvision import datasets
     try: getattr(datasets, cls)(root, download=True)
-    except (RuntimeError, OSError) as e: return f' (the download failed: {" ".join(str(e).split())})'
+    except (RuntimeError, OSError) as e:
+        return f' (the download failed: {" ".join(str(e).split())})'
     return ''
 
 # %% ../nbs/11_data.ipynb #744e0894
 def _absent(name, root, missing, why):
-    "The error for files that are neither here nor to be had: which, from where, to which folder."
+    "The error for files that are not to be had: which, from where, to which folder."
     from torchvision import datasets
     folder, cls, _ = _IDX[name]
-    return DataError(f'{name}: {", ".join(missing)} found neither in {root / folder} nor in {root / cls / "raw"}, packed (.gz) or not{why}; '
-                     f'fetch each as .gz from {getattr(datasets, cls).mirrors[0]} into {root / folder}, '
+    return DataError(f'{name}: {", ".join(missing)} found neither in {root / folder} nor in '
+                     f'{root / cls / "raw"}, packed (.gz) or not{why}; fetch each as .gz from '
+                     f'{getattr(datasets, cls).mirrors[0]} into {root / folder}, '
                      f'or set DISCDIFF_DATA to a folder that holds {folder}/')
 
 def _idx_images(name, K, root, download):
     "Find, fetch if need be, read and check the four files of a data set of the MNIST family."
+    _, cls, sha256 = _IDX[name]
     root, why = data_root(root), ''
-    if download and None in _find(name, root).values(): why = _download(_IDX[name][1], root)
+    if download and None in _find(name, root).values(): why = _download(cls, root)
     paths = _find(name, root)
-    missing = [f for f, p in paths.items() if p is None]
+    missing = [file for file, path in paths.items() if path is None]
     if missing: raise _absent(name, root, missing, why)
-    train, train_labels, test, test_labels = (_read_idx(p, _IDX[name][2][f]) for f, p in paths.items())
-    return Images(name, reduce_levels(train, 256, K), reduce_levels(test, 256, K), train_labels.long(), test_labels.long(), K)
+    tensors = [_read_idx(path, sha256[file]) for file, path in paths.items()]
+    train, train_labels, test, test_labels = tensors
+    return Images(name, reduce_levels(train, 256, K), reduce_levels(test, 256, K),
+                  train_labels.long(), test_labels.long(), K)
 
 # %% ../nbs/11_data.ipynb #22b96650
 def fashion_mnist(
     K: int = 256, # number of levels, 2..256
-    root: str | Path | None = None, # data root; None takes DISCDIFF_DATA, else ~/.cache/discdiff_nb
+    root: str | Path | None = None, # see data_root
     download: bool = True, # fetch what is absent (30 MB), with torchvision's downloader
 ) -> Images: # 60,000 garments to train on, 10,000 held out, 28 x 28
     "Fashion-MNIST (Xiao et al. 2017), checked against its SHA-256. Raises DataError, ClassError."
@@ -168,7 +191,7 @@ def fashion_mnist(
 
 def mnist(
     K: int = 256, # number of levels, 2..256
-    root: str | Path | None = None, # data root; None takes DISCDIFF_DATA, else ~/.cache/discdiff_nb
+    root: str | Path | None = None, # see data_root
     download: bool = True, # fetch what is absent (11 MB), with torchvision's downloader
 ) -> Images: # 60,000 digits to train on, 10,000 held out, 28 x 28
     "MNIST (LeCun et al. 1998), checked against its SHA-256. Raises DataError, ClassError."
@@ -180,16 +203,21 @@ DATASETS = {'digits': digits, 'fashion_mnist': fashion_mnist, 'mnist': mnist}
 def _packed(x):
     "Bits per entry that bz2 and xz need for uint8 numbers."
     raw = x.to(torch.uint8).cpu().numpy().tobytes()
-    return {name: 8 * len(c.compress(raw)) / len(raw) for name, c in (('bz2', bz2), ('xz', lzma))}
+    return {'bz2': 8 * len(bz2.compress(raw)) / len(raw),
+            'xz': 8 * len(lzma.compress(raw)) / len(raw)}
 
 def baselines(
     images: Images, # levels 2..256
 ) -> dict: # bits per dimension of the test split: `uniform`, `marginals`, `bz2`, `xz`
-    "What is reached without a model, to read a model's number by. Raises ClassError, DtypeError, DataError, ShapeError."
-    _, train, test, _, _, K = images
-    if not 2 <= K <= 256: raise ClassError(f'K = {K}, allowed is 2..256: the compressors get one byte per pixel')
+    """What is reached without a model, to read a model's number by.
+    Raises ClassError, DtypeError, DataError, ShapeError."""
+    train, test, K = images.train, images.test, images.K
+    if not 2 <= K <= 256:
+        raise ClassError(f'K = {K}, allowed is 2..256: the compressors get one byte per pixel')
     check_classes(test, K, 'test')
-    if train.shape[1:] != test.shape[1:]: raise ShapeError(f'train has images of {tuple(train.shape[1:])}, test of {tuple(test.shape[1:])}')
+    if train.shape[1:] != test.shape[1:]:
+        raise ShapeError(f'train has images of {tuple(train.shape[1:])}, '
+                         f'test of {tuple(test.shape[1:])}')
     log_p = pixel_marginals(train, K).log2().expand(*test.shape, K)
     nll = -log_p.gather(-1, test[..., None].long()).mean().item()
     return {'uniform': math.log2(K), 'marginals': nll, **_packed(test)}
@@ -198,22 +226,24 @@ def baselines(
 LETTERS = 'abcdefghijklmnopqrstuvwxyz ' # class i is LETTERS[i]
 
 def _classes(data, name, text=None):
-    "(N,) uint8: the classes of bytes that are letters or spaces; errors show the character of `text`, if given."
+    "(N,) uint8: the classes of bytes; errors show the character of `text`, if given."
     table = np.full(256, 27, np.uint8)
     table[list(LETTERS.encode())] = range(27)
     x = table[np.frombuffer(data, np.uint8)]
     if x.size == 0: raise DataError(f'{name} is empty, 0 characters; at least one is needed')
-    if x.max() == 27:
-        i = x.argmax() # the first
-        raise ClassError(f'{name} has {(text or data.decode("latin-1"))[i]!r} at position {i}; allowed are a-z and space: use clean_text first')
-    return torch.from_numpy(x)
+    if x.max() < 27: return torch.from_numpy(x)
+    first = x.argmax()
+    character = (text or data.decode('latin-1'))[first]
+    raise ClassError(f'{name} has {character!r} at position {first}; '
+                     'allowed are a-z and space: use clean_text first')
 
 # %% ../nbs/11_data.ipynb #44869040
 def encode(
     text: str, # a-z and space
 ) -> Tensor: # (len(text),) int64 within 0..26
     "The class of each character. Raises ClassError, DataError, DtypeError."
-    if not isinstance(text, str): raise DtypeError(f'text is of type {type(text).__name__}; a str is needed')
+    if not isinstance(text, str):
+        raise DtypeError(f'text is of type {type(text).__name__}; a str is needed')
     return _classes(text.encode('ascii', 'replace'), 'text', text).long()
 
 def decode(
@@ -221,7 +251,9 @@ def decode(
 ) -> str: # D characters, the mask as _
     "The text of one row of classes. Raises ShapeError, ClassError, DtypeError, DataError."
     check_classes(x, 28, 'x')
-    if x.ndim != 1: raise ShapeError(f'x has shape {tuple(x.shape)}, one row (D,) is needed: [decode(row) for row in x]')
+    if x.ndim != 1:
+        raise ShapeError(f'x has shape {tuple(x.shape)}, one row (D,) is needed: '
+                         '[decode(row) for row in x]')
     return ''.join((LETTERS + '_')[i] for i in x.tolist())
 
 # %% ../nbs/11_data.ipynb #8c096353
@@ -231,14 +263,17 @@ def clean_text(
     text: str, # any
 ) -> str: # a-z and single spaces, none at the ends; may be empty
     "Bring text to the 27 characters, as text8 was made (Mahoney 2006). Raises DtypeError."
-    if not isinstance(text, str): raise DtypeError(f'text is of type {type(text).__name__}; a str is needed, bytes have decode()')
+    if not isinstance(text, str):
+        raise DtypeError(f'text is of type {type(text).__name__}; a str is needed, '
+                         'bytes have decode()')
     data = text.encode(errors='replace').lower() # of bytes: ASCII only
-    for digit, word in enumerate(_DIGITS): data = data.replace(b'%d' % digit, f' {word} '.encode())
+    for digit, word in enumerate(_DIGITS):
+        data = data.replace(b'%d' % digit, f' {word} '.encode())
     return re.sub(rb'[^a-z]+', b' ', data).strip().decode()
 
 # %% ../nbs/11_data.ipynb #41d52237
 class Text(NamedTuple):
-    "A text as classes, split into what may be fitted, what may be looked at, and what is held out."
+    "A text as classes: what may be fitted, what may be looked at, and what is held out."
     name: str # of the data set
     train: Tensor # (N,) uint8 within 0..26
     valid: Tensor # (V,) uint8 within 0..26
@@ -249,7 +284,9 @@ class Text(NamedTuple):
 def _cut(name, x):
     "Nine tenths, then half of a tenth, twice."
     n = len(x) // 20
-    if n == 0: raise DataError(f'{name} has {len(x)} characters, at least 20 are needed for three splits: take a longer text')
+    if n == 0:
+        raise DataError(f'{name} has {len(x)} characters, at least 20 are needed for three splits: '
+                        'take a longer text')
     return Text(name, x[:-2 * n], x[-2 * n:-n], x[-n:])
 
 # %% ../nbs/11_data.ipynb #3244dd5a
@@ -279,28 +316,35 @@ def text_file(
 
 # %% ../nbs/11_data.ipynb #ad38b908
 _TEXTS = { # name: (URL, where it may lie below the root, SHA-256 of the unpacked text)
-    'text8': ('http://mattmahoney.net/dc/text8.zip', ('text8/text8', 'text8/text8.zip', 'text8', 'text8.zip'),
+    'text8': ('http://mattmahoney.net/dc/text8.zip',
+              ('text8/text8', 'text8/text8.zip', 'text8', 'text8.zip'),
               '6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7'),
     'novels27': (None, ('novels27/novels27_to1930.txt', 'novels27/novels27_to1930.txt.xz'),
                  'adbce3d710021bb6d7efaaf867dc27a6b14017b827859988a589023ac8057dfe'),
 }
 
+def _find_text(name, root):
+    "The path of a text below `root`, or None."
+    places = [root / place for place in _TEXTS[name][1]]
+    return next((path for path in places if path.is_file()), None)
+
 # %% ../nbs/11_data.ipynb #499f9e20
-def _find_text(name, root): return next((root / p for p in _TEXTS[name][1] if (root / p).is_file()), None)
+def _unpacked(name, path):
+    "The bytes of a file, unpacked if it ends in .zip or .xz."
+    if path.suffix == '.zip':
+        with zipfile.ZipFile(path) as z: return z.read(name)
+    with (lzma.open if path.suffix == '.xz' else open)(path, 'rb') as f: return f.read()
 
 def _read_text(name, path):
-    "The classes in a text file, unpacked if it ends in .zip or .xz, and only if it is the published one."
-    try:
-        if path.suffix == '.zip':
-            with zipfile.ZipFile(path) as z: data = z.read(name)
-        else:
-            with (lzma.open if path.suffix == '.xz' else open)(path, 'rb') as f: data = f.read()
+    "The classes in a text file, only if it is the published one."
+    try: data = _unpacked(name, path)
     except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as e:
-        raise DataError(f'{path} ({path.stat().st_size} bytes) cannot be read: {e}; expected a complete file, delete it and fetch it again') from e
+        raise DataError(f'{path} ({path.stat().st_size} bytes) cannot be read: {e}; '
+                        'expected a complete file, delete it and fetch it again') from e
     found, sha256 = hashlib.sha256(data).hexdigest(), _TEXTS[name][2]
-    if found != sha256: raise DataError(f'{path} holds {len(data)} characters with SHA-256 {found[:12]}..., expected {sha256[:12]}...: not the '
-                                        'published text; delete it and fetch it again')
-    return _classes(data, str(path))
+    if found == sha256: return _classes(data, str(path))
+    raise DataError(f'{path} holds {len(data)} characters with SHA-256 {found[:12]}..., expected '
+                    f'{sha256[:12]}...: not the published text; delete it and fetch it again')
 
 # %% ../nbs/11_data.ipynb #2842fd8c
 def _fetch(url, path):
@@ -320,16 +364,18 @@ def _fetch(url, path):
 
 # %% ../nbs/11_data.ipynb #4b05dd7c
 def text8(
-    root: str | Path | None = None, # data root; None takes DISCDIFF_DATA, else ~/.cache/discdiff_nb
+    root: str | Path | None = None, # see data_root
     download: bool = True, # fetch it if absent (31 MB)
 ) -> Text: # 90, 5 and 5 million characters
-    "The first 100 million characters of a cleaned English Wikipedia (Mahoney 2006), checked against their SHA-256. Raises DataError."
-    root, why, (url, places, _) = data_root(root), '', _TEXTS['text8']
+    """The first 100 million characters of a cleaned English Wikipedia (Mahoney 2006), checked
+    against their SHA-256. Raises DataError."""
+    root, why = data_root(root), ''
+    url, places, _ = _TEXTS['text8']
     if download and not _find_text('text8', root): why = _fetch(url, root / 'text8' / 'text8.zip')
     path = _find_text('text8', root)
-    if path is None: raise DataError(f'text8: none of {", ".join(places)} found in {root}{why}; fetch {url} into {root / "text8"}, '
-                                     'or set DISCDIFF_DATA to a folder that holds text8/')
-    return _cut('text8', _read_text('text8', path))
+    if path is not None: return _cut('text8', _read_text('text8', path))
+    raise DataError(f'text8: none of {", ".join(places)} found in {root}{why}; fetch {url} into '
+                    f'{root / "text8"}, or set DISCDIFF_DATA to a folder that holds text8/')
 
 # %% ../nbs/11_data.ipynb #37dbd5f1
 def _work_lengths(path):
@@ -341,23 +387,34 @@ def _work_lengths(path):
         raise DataError(f'{path} holds a length below 0; delete it and fetch it again')
     return works
 
+def _by_novel(x, works):
+    "The three splits by whole work; each work ends with a space."
+    pieces = torch.cat([x, x.new_tensor([26])]).split([n + 1 for _, n in works])
+    parts = {'train': [], 'valid': [], 'test': []}
+    for i in range(len(works)):
+        parts[{4: 'valid', 14: 'test'}.get(i % 20, 'train')].append(i)
+    splits = [torch.cat([pieces[i] for i in part]) for part in parts.values()]
+    valid_names, test_names = (tuple(works[i][0] for i in parts[split])
+                               for split in ('valid', 'test'))
+    return Text('novels27', *splits, valid_names, test_names)
+
 # %% ../nbs/11_data.ipynb #8b6f2d90
 def novels27(
-    root: str | Path | None = None, # data root; None takes DISCDIFF_DATA, else ~/.cache/discdiff_nb
+    root: str | Path | None = None, # see data_root
 ) -> Text: # 88 novels to train on, 5 for validation, 5 for test; see valid_names, test_names
-    "98 English novels, 1839 to 1930, checked against their SHA-256; split by whole novel. Raises DataError."
+    """98 English novels, 1839 to 1930, checked against their SHA-256; split by whole novel.
+    Raises DataError."""
     root = data_root(root)
-    path, lengths = _find_text('novels27', root), root / 'novels27' / 'novels_to1930_lengths.json'
+    path = _find_text('novels27', root)
+    lengths = root / 'novels27' / 'novels_to1930_lengths.json'
     if not path or not lengths.is_file():
-        raise DataError(f'novels27: {root / _TEXTS["novels27"][1][1]} or {lengths} is absent, and there is no download: put both there, '
-                        'or take text8() or text_file(path)')
+        raise DataError(f'novels27: {root / _TEXTS["novels27"][1][1]} or {lengths} is absent, and '
+                        'there is no download: put both there, or take text8() or text_file(path)')
     x, works = _read_text('novels27', path), _work_lengths(lengths)
     counted = sum(n + 1 for _, n in works) - 1
-    if counted != len(x): raise DataError(f'{lengths} counts {counted} characters, expected {len(x)}: not the published file; fetch it again')
-    pieces = torch.cat([x, x.new_tensor([26])]).split([n + 1 for _, n in works])
-    train, valid, test = ([i for i in range(len(works)) if {4: 1, 14: 2}.get(i % 20, 0) == s] for s in range(3))
-    join, names = lambda part: torch.cat([pieces[i] for i in part]), lambda part: tuple(works[i][0] for i in part)
-    return Text('novels27', join(train), join(valid), join(test), names(valid), names(test))
+    if counted == len(x): return _by_novel(x, works)
+    raise DataError(f'{lengths} counts {counted} characters, expected {len(x)}: '
+                    'not the published file; fetch it again')
 
 # %% ../nbs/11_data.ipynb #eb373183
 def _check_letters(text):
@@ -369,8 +426,10 @@ def _check_letters(text):
 
 def _check_text(text, D):
     _check_letters(text)
-    if text.ndim != 1: raise ShapeError(f'text has shape {tuple(text.shape)}; one long row (N,) is needed')
-    if not 1 <= D <= len(text): raise ShapeError(f'D = {D}, allowed is 1..{len(text)}, the length of the text')
+    if text.ndim != 1:
+        raise ShapeError(f'text has shape {tuple(text.shape)}; one long row (N,) is needed')
+    if not 1 <= D <= len(text):
+        raise ShapeError(f'D = {D}, allowed is 1..{len(text)}, the length of the text')
 
 def windows(
     text: Tensor, # (N,) integers
@@ -388,35 +447,42 @@ def crops(
     batch_size: int, # at least 1
     seed: int, # the places depend on this, on D, on N and on the step only
 ) -> Tensor: # (batch_size, D) int64
-    "Windows from anywhere in the text: the batch of one training step. Raises DtypeError, ShapeError, DataError."
+    """Windows from anywhere in the text: the batch of one training step.
+    Raises DtypeError, ShapeError, DataError."""
     _check_text(text, D)
     check_batch(batch_size, step)
-    start = torch.randint(len(text) - D + 1, (batch_size, 1), generator=torch.Generator().manual_seed(mix_seed(seed, step, D)))
+    g = torch.Generator().manual_seed(mix_seed(seed, step, D))
+    start = torch.randint(len(text) - D + 1, (batch_size, 1), generator=g)
     return text[(start + torch.arange(D)).to(text.device)].long()
 
 # %% ../nbs/11_data.ipynb #faf0aacd
 class NGram(NamedTuple):
     "Counts of all grams up to a length; entry n of a list is for order n."
     K: int # number of classes
-    keys: list # of int64 arrays: the distinct grams of n+1 characters as numbers in base K, ascending
-    total: list # of int64 arrays, longer by one: how often the grams before this one were seen
+    keys: list # of int64 arrays: distinct grams of n+1 characters in base K, ascending
+    total: list # of int64 arrays, longer by one: how often all grams before were seen
 
 def _grams(x, n, K):
-    "(..., L) classes -> (..., L - n + 1) every n neighbours as one number, the oldest first."
-    x, L = x.cpu().numpy(), x.shape[-1] - n + 1
+    "(..., L) classes -> (..., L - n + 1) every n neighbours as a number, the oldest first."
+    x = x.cpu().numpy()
+    L = x.shape[-1] - n + 1
     code = np.zeros((*x.shape[:-1], L), np.int64)
     for j in range(n):
         code *= K
         code += x[..., j:j + L]
     return code
 
+# %% ../nbs/11_data.ipynb #5ca7645b
 def _check_grams(x, order, K):
     if K < 2: raise ClassError(f'K = {K}, allowed is 2 and more: one class holds no information')
     _check_letters(x)
     check_classes(x, K, 'text')
     if order < 0 or K**(order + 1) >= 2**63:
-        raise ShapeError(f'order = {order}, allowed is 0..{math.ceil(63 / math.log2(K)) - 2} at K = {K}: a gram is one 63-bit number')
-    if x.shape[-1] <= order: raise ShapeError(f'text has {x.shape[-1]} characters, at least {order + 1} are needed for order {order}')
+        raise ShapeError(f'order = {order}, allowed is 0..{math.ceil(63 / math.log2(K)) - 2} '
+                         f'at K = {K}: a gram is one 63-bit number')
+    if x.shape[-1] <= order:
+        raise ShapeError(f'text has {x.shape[-1]} characters, '
+                         f'at least {order + 1} are needed for order {order}')
 
 # %% ../nbs/11_data.ipynb #3de7ad1e
 def ngram_fit(
@@ -424,7 +490,8 @@ def ngram_fit(
     order: int, # characters of context, at least 0; K^(order+1) must fit 63 bits
     K: int = 27, # number of classes, at least 2
 ) -> NGram: # for all orders up to this one
-    "Count the grams at every position that has a full context (Witten and Bell 1991). Raises ClassError, DtypeError, DataError, ShapeError."
+    """Count the grams at every position that has a full context (Witten and Bell 1991).
+    Raises ClassError, DtypeError, DataError, ShapeError."""
     _check_grams(text, order, K)
     keys, count = np.unique(_grams(text, order + 1, K), return_counts=True)
     model = NGram(K, [], [])
@@ -440,18 +507,22 @@ def ngram_fit(
 def ngram_bits(
     model: NGram, # of ngram_fit
     text: Tensor, # (..., L) integers within 0..K-1, L more than the model's order
-) -> Tensor: # (order + 1, ..., L - order) float64: bits of each character after the first `order`, by each order
-    "-log2 of the interpolated probability (Witten and Bell 1991). Raises ClassError, DtypeError, DataError, ShapeError."
+) -> Tensor: # (order + 1, ..., L - order) float64: bits of each character, by each order
+    """-log2 of the interpolated probability (Witten and Bell 1991), from the first character with
+    a full context on. Raises ClassError, DtypeError, DataError, ShapeError."""
     K, order = model.K, len(model.keys) - 1
     _check_grams(text, order, K)
     grams = _grams(text, order + 1, K)
     gram, where = np.unique(grams, return_inverse=True)
     p, bits = np.full(len(gram), 1 / K), []
-    for n, (keys, total) in enumerate(tqdm(list(zip(model.keys, model.total)), desc='ngram_bits', delay=5, leave=False)):
-        g = gram % K**(n + 1)
-        first, last, low, high = (np.searchsorted(keys, k) for k in (g - g % K, g - g % K + K, g, g + 1))
-        seen, kinds = total[last] - total[first], last - first
-        p = np.where(seen == 0, p, (total[high] - total[low] + kinds * p) / np.maximum(seen + kinds, 1))
+    for n in tqdm(range(order + 1), desc='ngram_bits', delay=5, leave=False):
+        keys, total = model.keys[n], model.total[n]
+        hc = gram % K**(n + 1) # the context's n characters and c
+        h = hc - hc % K
+        first, last = np.searchsorted(keys, h), np.searchsorted(keys, h + K)
+        n_h, u_h = total[last] - total[first], last - first
+        n_hc = total[np.searchsorted(keys, hc + 1)] - total[np.searchsorted(keys, hc)]
+        p = np.where(n_h == 0, p, (n_hc + u_h * p) / np.maximum(n_h + u_h, 1))
         bits.append(-np.log2(p)[where].reshape(grams.shape))
     return torch.from_numpy(np.stack(bits))
 
@@ -459,10 +530,11 @@ def ngram_bits(
 def text_baselines(
     text: Text, # a split text
     order: int = 6, # longest context of the n-gram model, 0..12
-) -> dict: # bits per character of the test split: `uniform`, `bz2`, `xz`, `order 0` ... `order n`
+) -> dict: # bits per character of the test split: `uniform`, `bz2`, `xz`, `order 0` ...
     "What is reached without a network. Raises ClassError, DtypeError, DataError, ShapeError."
     b = ngram_bits(ngram_fit(text.train, order), text.test)
-    return {'uniform': math.log2(27), **_packed(text.test), **{f'order {n}': b[n].mean().item() for n in range(order + 1)}}
+    by_order = {f'order {n}': b[n].mean().item() for n in range(order + 1)}
+    return {'uniform': math.log2(27), **_packed(text.test), **by_order}
 
 # %% ../nbs/11_data.ipynb #a55e7501
 ASSETS = {
@@ -518,11 +590,11 @@ def asset(
     folder: str | Path = 'assets', # where it lies in a clone, seen from the notebook
 ) -> Path: # the file: the one in the folder, else a checked copy under data_root()
     "A kept file, fetched if it is not there. Raises DataError when it cannot be."
-    beside, why = Path(folder) / name, ''
+    beside = Path(folder) / name
     if beside.is_file(): return beside
     if name not in ASSETS:
         raise DataError(f'{beside}: no such file, and none of this name is kept in the repository')
-    path, url = data_root() / 'assets' / name, _address(name)
+    path, url, why = data_root() / 'assets' / name, _address(name), ''
     if not path.is_file() or _sum(path) != ASSETS[name]: why = _fetch(url, path)
     if path.is_file() and _sum(path) == ASSETS[name]: return path
     why = why or ' (what came is another version of it)'
