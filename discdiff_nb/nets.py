@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['CONV', 'READERS', 'NETS', 'time_features', 'Time', 'waves', 'class_levels', 'Numbers', 'Ordered', 'reader',
-           'zero_init', 'mixture_logits', 'Always', 'by_vector', 'attention_by_hand', 'rope_table', 'rotate',
-           'attention', 'Attend', 'look', 'ResBlock', 'Words', 'condition_shapes', 'readable', 'check_rows',
-           'check_times', 'check_cond', 'check_input', 'check_sizes', 'check_net', 'before', 'answer', 'last_layer',
-           'run', 'Net', 'check_plan', 'Down', 'Up', 'u_levels', 'UNet', 'through', 'd_net', 'Layer', 'Surroundings',
-           'Transformer', 'chain_nll', 'chain_sample']
+           'zero_init', 'mixture_logits', 'Always', 'by_vector', 'channels_first', 'attention_by_hand', 'rope_table',
+           'rotate', 'attention', 'Attend', 'look', 'ResBlock', 'Words', 'condition_shapes', 'readable', 'check_rows',
+           'check_times', 'check_cond', 'check_input', 'check_sizes', 'check_cond_sizes', 'check_net', 'before',
+           'last_layer', 'answer', 'run', 'first_layers', 'Net', 'check_plan', 'Down', 'Up', 'u_levels', 'through',
+           'UNet', 'd_net', 'Layer', 'Surroundings', 'check_row', 'through_layers', 'Transformer', 'chain_nll',
+           'chain_sample']
 
 # %% ../nbs/13_nets.ipynb #6a5379e8
 import math
-from functools import partial
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -35,10 +35,11 @@ def time_features(
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 class Time(nn.Sequential):
-    "Sines and cosines of t, looked up in a table of T rows, then two dense layers: (B,) times 1..T to (B, width)."
+    "(B,) times 1..T to (B, width): a row of the table of T sines and cosines, two dense layers."
     def __init__(self, T: int, width: int): # steps; features, even
         super().__init__(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.register_buffer('rows', time_features(torch.arange(1, T + 1), T, width), persistent=False)
+        rows = time_features(torch.arange(1, T + 1), T, width)
+        self.register_buffer('rows', rows, persistent=False)
     def forward(self, t): return super().forward(F.embedding(t.long() - 1, self.rows))
 
 # %% ../nbs/13_nets.ipynb #c1d08666
@@ -63,15 +64,17 @@ class Numbers(nn.Linear):
     def forward(self, x): return super().forward(waves(x.to(self.weight)))
 
 class Ordered(nn.Embedding):
-    "Reads classes of which the first `ordered_classes` are ordered: a free row for each, plus a dense layer of its level's waves."
-    def __init__(self, K: int, width: int, ordered_classes: int): # classes, features per position, ordered classes 2..K
+    "Reads classes, the first of them ordered: a free row each, plus a layer of its level's waves."
+    def __init__(self, K: int, width: int, ordered_classes: int): # classes, features, ordered: 2..K
         super().__init__(K, width)
         nn.init.normal_(self.weight, std=0.05)
         ordered = (torch.arange(K) < ordered_classes)[:, None]
+        level_waves = waves(class_levels(K, ordered_classes)) * ordered
         self.number = nn.Linear(17, width, bias=False)
-        self.register_buffer('waves', waves(class_levels(K, ordered_classes)) * ordered, persistent=False)
+        self.register_buffer('waves', level_waves, persistent=False)
     def forward(self, x): return F.embedding(as_int64(x), self.weight + self.number(self.waves))
 
+# %% ../nbs/13_nets.ipynb #992fe00d
 def reader(
     K: int, # number of classes
     width: int, # features per position
@@ -80,9 +83,9 @@ def reader(
 ) -> nn.Module: # the first layer: (B, ...) to (B, ..., width)
     "What turns an entry of x_t into features."
     if real: return Numbers(17, width)
-    return Ordered(K, width, ordered_classes) if ordered_classes else nn.Embedding(K, width)
+    if ordered_classes: return Ordered(K, width, ordered_classes)
+    return nn.Embedding(K, width)
 
-# %% ../nbs/13_nets.ipynb #a06da82e
 def zero_init(
     layer: nn.Module, # any
 ) -> nn.Module: # the same layer
@@ -90,19 +93,26 @@ def zero_init(
     for p in layer.parameters(): nn.init.zeros_(p)
     return layer
 
+# %% ../nbs/13_nets.ipynb #a06da82e
 def mixture_logits(
     out: Tensor, # (..., 2m) floats: m places, m log-scales
     ordered_classes: int, # number of ordered classes, at least 2
-    centre: Tensor | None = None, # (...) what the places are counted from, -1..1; None means 0
-) -> Tensor: # (..., levels) log-probabilities
-    "An even mixture of m discretized logistics, which start side by side (Austin et al. 2021, A.8, with m = 1). Raises ShapeError, ClassError."
-    if out.shape[-1] % 2: raise ShapeError(f'out has {out.shape[-1]} numbers a position; it must have an even number, places and log-scales')
-    if ordered_classes < 2: raise ClassError(f'ordered_classes = {ordered_classes}, allowed is 2 and more: an order needs two classes')
+    centre: Tensor | None = None, # (...) what places are counted from, -1..1; None means 0
+) -> Tensor: # (..., ordered_classes) log-probabilities
+    "Mixture of m discretized logistics (Austin et al. 2021, A.8). Raises ShapeError, ClassError."
+    if out.shape[-1] % 2:
+        raise ShapeError(f'out has {out.shape[-1]} numbers a position; it must have an even '
+                         'number, places and log-scales')
+    if ordered_classes < 2:
+        raise ClassError(f'ordered_classes = {ordered_classes}, allowed is 2 and more: '
+                         'an order needs two classes')
     place, log_scale = out.chunk(2, -1)
-    start = torch.linspace(-1, 1, place.shape[-1] + 2, device=out.device)[1:-1]
+    m = place.shape[-1]
+    start = torch.linspace(-1, 1, m + 2, device=out.device)[1:-1] # side by side
     place = place + start + (0 if centre is None else centre[..., None])
-    logits = logistic_logits(place, log_scale.clamp(min=-math.log(ordered_classes) - 3), ordered_classes)
-    return logits.log_softmax(-1).logsumexp(-2) - math.log(place.shape[-1])
+    log_scale = log_scale.clamp(min=-math.log(ordered_classes) - 3)
+    log_p = logistic_logits(place, log_scale, ordered_classes).log_softmax(-1)
+    return log_p.logsumexp(-2) - math.log(m)
 
 # %% ../nbs/13_nets.ipynb #b2bd4e30
 CONV = {1: nn.Conv1d, 2: nn.Conv2d}
@@ -120,6 +130,13 @@ def by_vector(
 ) -> nn.Module: # (B, vector) to (B, n), or None to (1, n)
     "A dense layer of the vector of time and conditions."
     return nn.Linear(vector, n) if vector else Always(n)
+
+def channels_first(
+    numbers: Tensor, # (B, n)
+    ndim: int, # axes of the features that they go to
+) -> Tensor: # (B, n, 1, ...)
+    "One number a channel, for every position."
+    return numbers.view(*numbers.shape, *[1] * (ndim - 2))
 
 # %% ../nbs/13_nets.ipynb #3fd433cd
 def attention_by_hand(
@@ -140,10 +157,13 @@ def rope_table(
     c: int, # features per head, a multiple of 2 * len(shape)
 ) -> Tensor: # (2, D, c/2) cosines and sines, float32
     "The angle of every pair of features at every position (Su et al. 2021). Raises ShapeError."
-    if c < 1 or c % (2 * len(shape)): raise ShapeError(f'{c} features a head; to turn them in pairs take a multiple of {2 * len(shape)}')
-    n = c // (2 * len(shape))
+    step = 2 * len(shape)
+    if c < 1 or c % step:
+        raise ShapeError(f'{c} features a head; to turn them in pairs take a multiple of {step}')
+    n = c // step
     place = torch.cartesian_prod(*(torch.arange(side) for side in shape)).view(-1, len(shape))
-    angle = (place[..., None] * 10000. ** (-torch.arange(n) / n)).flatten(1)
+    frequency = 10000. ** (-torch.arange(n) / n)
+    angle = (place[..., None] * frequency).flatten(1)
     return torch.stack([angle.cos(), angle.sin()])
 
 def rotate(
@@ -151,7 +171,8 @@ def rotate(
     turn: Tensor, # (2, D, c/2) of rope_table
 ) -> Tensor: # (..., D, c), in x's dtype
     "Turn feature i and feature i + c/2 of each position by its angle."
-    (a, b), (cos, sin) = x.chunk(2, -1), turn
+    a, b = x.chunk(2, -1)
+    cos, sin = turn
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
 
 # %% ../nbs/13_nets.ipynb #f9bd43e1
@@ -166,20 +187,22 @@ def attention(
     "Attention by heads (U3)."
     q, k, v = (rearrange(x, 'b d (h c) -> b h d c', h=heads) for x in (q, k, v))
     if turn is not None: q, k = rotate(q, turn), rotate(k, turn)
-    return rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=causal), 'b h d c -> b d (h c)')
+    h = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return rearrange(h, 'b h d c -> b d (h c)')
 
+# %% ../nbs/13_nets.ipynb #db608995
 class Attend(nn.Module):
-    "What attention adds to each position: from all positions, or from the words of a text; nothing at first (U3)."
-    def __init__(self, c: int, heads: int, words: int = 0): # features, heads, features of a word (0: no text)
+    "Adds to each position what it asks of all positions, or of a text; nothing at first (U3)."
+    def __init__(self, c: int, heads: int, words: int = 0): # features, heads, word features
         super().__init__()
         self.heads, self.norm = heads, nn.LayerNorm(c)
-        self.q, self.kv, self.out = nn.Linear(c, c), nn.Linear(words or c, 2 * c), zero_init(nn.Linear(c, c))
+        self.q, self.kv = nn.Linear(c, c), nn.Linear(words or c, 2 * c)
+        self.out = zero_init(nn.Linear(c, c))
     def forward(self, x, words=None):
         seen = self.norm(x)
         k, v = self.kv(seen if words is None else words).chunk(2, -1)
         return x + self.out(attention(self.q(seen), k, v, self.heads))
 
-# %% ../nbs/13_nets.ipynb #8fadd2f7
 def look(
     looks: nn.ModuleList, # one Attend for the picture, and one for the text if there is one
     h: Tensor, # (B, c, ...) features, channels first
@@ -192,7 +215,7 @@ def look(
 
 # %% ../nbs/13_nets.ipynb #d693536e
 class ResBlock(nn.Module):
-    "Two convolutions of width 3 around a residual; the vector scales and shifts the middle; attention behind, if any."
+    "Two convolutions around a residual; the vector scales and shifts the middle; then attention."
     def __init__(self,
         c_in: int, # channels in, a multiple of 8
         c_out: int, # channels out, a multiple of 8
@@ -208,9 +231,10 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(8, c_out), zero_init(conv(c_out, c_out, 3, padding=1))
         self.time, self.dropout = by_vector(vector, 2 * c_out), nn.Dropout(dropout)
         self.skip = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
-        self.looks = nn.ModuleList(Attend(c_out, heads, w) for w in ([0, words] if words else [0]) if heads)
+        asked = [0, words] if words else [0]
+        self.looks = nn.ModuleList(Attend(c_out, heads, n) for n in asked if heads)
     def forward(self, x, vector, words=None):
-        scale, shift = self.time(vector).unflatten(1, (-1, *[1] * (x.ndim - 2))).chunk(2, 1)
+        scale, shift = channels_first(self.time(vector), x.ndim).chunk(2, 1)
         h = self.norm2(self.conv1(F.silu(self.norm1(x)))) * (1 + scale) + shift
         h = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
         return look(self.looks, h, words) if self.looks else h
@@ -223,15 +247,18 @@ class Words(nn.Embedding):
         self.place = nn.Parameter(0.02 * torch.randn(L, width))
     def forward(self, text): return super().forward(as_int64(text)) + self.place
 
-READERS = {'y': lambda n, width, vector: nn.Embedding(n + 1, vector), 'z': lambda n, width, vector: nn.Linear(n, vector, bias=False),
-           'image': lambda n, width, vector: nn.Linear(n, width, bias=False), 'text': lambda n, width, vector: Words(*n, vector)}
+READERS = {'y': lambda n, width, vector: nn.Embedding(n + 1, vector),
+           'z': lambda n, width, vector: nn.Linear(n, vector, bias=False),
+           'image': lambda n, width, vector: nn.Linear(n, width, bias=False),
+           'text': lambda n, width, vector: Words(*n, vector)}
 
 def condition_shapes(
     shape: tuple, # of one example
     cond: dict, # sizes by name, as in the table
 ) -> dict: # name: shape of one example's condition
     "What each condition must look like, without the batch."
-    shapes = {'y': lambda n: (), 'z': lambda n: (n,), 'image': lambda n: (*shape, n), 'text': lambda n: (n[1],)}
+    shapes = {'y': lambda n: (), 'z': lambda n: (n,), 'image': lambda n: (*shape, n),
+              'text': lambda n: (n[1],)}
     return {name: shapes[name](n) for name, n in cond.items()}
 
 # %% ../nbs/13_nets.ipynb #d19d89ac
@@ -246,19 +273,19 @@ def check_rows(
     K: int, # rows of the table that they are looked up in
     name: str, # what the message calls them
 ) -> None:
-    "Raise DtypeError, and where the values are readable DataError or ClassError, unless `x` holds row numbers below K."
+    "Raise DtypeError, or for readable values DataError or ClassError, unless x is within 0..K-1."
     if readable(x): return check_classes(x, K, name)
-    if x.dtype not in INTEGERS: raise DtypeError(f'{name} has dtype {x.dtype}; allowed are integers')
+    if x.dtype not in INTEGERS: raise DtypeError(f'{name} is of {x.dtype}; allowed are integers')
 
 def check_times(
     t: Tensor | None, # (B,) times
     T: int, # number of steps
 ) -> None:
-    "Raise DtypeError or ShapeError, and where the values are readable TimeError, unless `t` holds times 1..T."
+    "Raise DtypeError or ShapeError, or for readable values TimeError, unless t is within 1..T."
     if t is None: raise TimeError(f't is missing; this network was built for times 1..{T}')
     if readable(t): return check_t(t, T)
-    if t.dtype not in INTEGERS: raise DtypeError(f't has dtype {t.dtype}; times are integers 1..{T}')
-    if t.ndim != 1: raise ShapeError(f't has shape {tuple(t.shape)}; give one time per example, shape (B,)')
+    if t.dtype not in INTEGERS: raise DtypeError(f't is of {t.dtype}; times are integers 1..{T}')
+    if t.ndim != 1: raise ShapeError(f't has shape {tuple(t.shape)}; give (B,), a time per example')
 
 # %% ../nbs/13_nets.ipynb #3b88a9c3
 def check_cond(
@@ -266,14 +293,18 @@ def check_cond(
     cond: dict, # name: (B, ...) tensor
     B: int, # examples
 ) -> None:
-    "Raise DataError, ShapeError, DtypeError, ClassError or NotFiniteError unless the conditions are those that the network reads."
+    "Refuse other conditions: DataError, ShapeError, DtypeError, ClassError or NotFiniteError."
     if set(cond) != set(net.readers):
-        raise DataError(f'this network reads the conditions {sorted(net.readers)} and got {sorted(cond)}: give each of them and no other')
+        raise DataError(f'this network reads the conditions {sorted(net.readers)} and got '
+                        f'{sorted(cond)}: give each of them and no other')
     for name, x in cond.items():
         read, shape = net.readers[name], (B, *net.shapes[name])
-        if x.shape != shape: raise ShapeError(f'{name} has shape {tuple(x.shape)}; beside {B} examples this network reads {shape}')
+        if x.shape != shape:
+            raise ShapeError(f'{name} has shape {tuple(x.shape)}; beside {B} examples '
+                             f'this network reads {shape}')
         if isinstance(read, nn.Embedding): check_rows(x, read.num_embeddings, name)
-        elif not x.is_floating_point(): raise DtypeError(f'{name} has dtype {x.dtype}; it holds real numbers: use {name}.float()')
+        elif not x.is_floating_point():
+            raise DtypeError(f'{name} is of {x.dtype}; it holds real numbers: use {name}.float()')
         elif readable(x): check_finite(x, name)
 
 # %% ../nbs/13_nets.ipynb #9530dd04
@@ -283,13 +314,16 @@ def check_input(
     t: Tensor | None, # (B,) times; a network without time does not look at it
     cond: dict, # name: (B, ...) tensor
 ) -> None:
-    "Raise DtypeError, ClassError, DataError, TimeError, ShapeError or NotFiniteError unless the network was built for such examples."
+    "Refuse other examples: TimeError, DtypeError, ShapeError and the errors of check_cond."
     if not net.real: check_rows(x_t, net.K, 'x_t')
-    elif not x_t.is_floating_point(): raise DtypeError(f'x_t has dtype {x_t.dtype}; this network was built to read real numbers (real=True)')
+    elif not x_t.is_floating_point():
+        raise DtypeError(f'x_t has dtype {x_t.dtype}; this network was built to read real numbers '
+                         '(real=True)')
     if net.T: check_times(t, net.T)
     if x_t.shape[1:] != net.shape or (net.T and len(t) != len(x_t)):
-        raise ShapeError(f'x_t {tuple(x_t.shape)} and t {tuple(t.shape) if net.T else None}: this network was built for '
-                         f'(B, {", ".join(map(str, net.shape))}) and (B,)')
+        given = f'x_t {tuple(x_t.shape)} and t {tuple(t.shape) if net.T else None}'
+        sides = ', '.join(map(str, net.shape))
+        raise ShapeError(f'{given}: this network was built for (B, {sides}) and (B,)')
     check_cond(net, cond, len(x_t))
 
 # %% ../nbs/13_nets.ipynb #ce8521f2
@@ -297,10 +331,25 @@ def check_sizes(
     dropout: float = 0., # probability
     **sizes: int, # name: a number of layers, heads, features, ...
 ) -> None:
-    "Raise ShapeError unless every size is an integer of at least 1 and dropout a probability below 1."
+    "Raise ShapeError unless sizes are integers of at least 1, dropout a probability below 1."
     for name, n in sizes.items():
-        if not isinstance(n, int) or n < 1: raise ShapeError(f'{name} = {n!r}; allowed is an integer of at least 1')
-    if not 0 <= dropout < 1: raise ShapeError(f'dropout = {dropout!r}, allowed is 0 up to below 1: the share of features that is left out')
+        if not isinstance(n, int) or n < 1:
+            raise ShapeError(f'{name} = {n!r}; allowed is an integer of at least 1')
+    if not 0 <= dropout < 1:
+        raise ShapeError(f'dropout = {dropout!r}, allowed is 0 up to below 1: '
+                         'the share of features that is left out')
+
+def check_cond_sizes(
+    cond: dict, # sizes of the conditions by name
+) -> None:
+    "Raise DataError or ShapeError unless there are such conditions."
+    if not set(cond) <= set(READERS):
+        raise DataError(f'conditions {sorted(cond)}, allowed are {sorted(READERS)}')
+    check_sizes(**{name: n for name, n in cond.items() if name != 'text'})
+    text = cond.get('text', (1, 1))
+    if not isinstance(text, (tuple, list)) or len(text) != 2:
+        raise ShapeError(f'text = {text!r}; give (tokens, length)')
+    check_sizes(tokens=text[0], length=text[1])
 
 # %% ../nbs/13_nets.ipynb #ac2566b0
 def check_net(
@@ -308,21 +357,24 @@ def check_net(
     cond: dict, # sizes of the conditions by name
 ) -> None:
     "Raise ClassError, ScheduleError, ShapeError or DataError unless there is such a network."
-    K, T, ordered_classes, low = net.K, net.T, net.ordered_classes, 1 if net.real else 2
-    if not isinstance(K, int) or K < low: raise ClassError(f'K = {K!r}; an integer of at least {low}')
-    if T is not None and (not isinstance(T, int) or T < 1): raise ScheduleError(f'T = {T!r}; at least 1, or None for a network without time')
-    if ordered_classes and not (isinstance(ordered_classes, int) and 2 <= ordered_classes <= K):
-        raise ClassError(f'ordered_classes = {ordered_classes!r}, allowed is 2..{K} for K = {K} classes, or 0 when they have no order')
-    if net.logistic and not ordered_classes: raise ClassError(f'logistic = {net.logistic} needs to know how many classes are ordered: give ordered_classes')
-    if net.real and (ordered_classes or net.input_residual or net.causal):
-        raise DataError('real numbers are no classes: real takes no ordered_classes, input_residual or causal')
-    if net.causal and net.input_residual: raise DataError('input_residual shows a position its own class, which a causal network predicts: drop one of them')
-    if not set(cond) <= set(READERS): raise DataError(f'conditions {sorted(cond)}, allowed are {sorted(READERS)}')
-    check_sizes(**{name: n for name, n in cond.items() if name != 'text'}, logistic=net.logistic + 1)
-    if 'text' in cond:
-        text = cond['text']
-        if not isinstance(text, (tuple, list)) or len(text) != 2: raise ShapeError(f'text = {text!r}; give (tokens, length)')
-        check_sizes(tokens=text[0], length=text[1])
+    K, T, ordered, low = net.K, net.T, net.ordered_classes, 1 if net.real else 2
+    if not isinstance(K, int) or K < low: raise ClassError(f'K = {K!r}; integer of at least {low}')
+    if T is not None and (not isinstance(T, int) or T < 1):
+        raise ScheduleError(f'T = {T!r}; at least 1, or None for a network without time')
+    if ordered and not (isinstance(ordered, int) and 2 <= ordered <= K):
+        raise ClassError(f'ordered_classes = {ordered!r}, allowed is 2..{K} for K = {K} classes, '
+                         'or 0 when they have no order')
+    if net.logistic and not ordered:
+        raise ClassError(f'logistic = {net.logistic} needs to know how many classes are ordered: '
+                         'give ordered_classes')
+    if net.real and (ordered or net.input_residual or net.causal):
+        raise DataError('real numbers are no classes: '
+                        'real takes no ordered_classes, input_residual or causal')
+    if net.causal and net.input_residual:
+        raise DataError('input_residual shows a position its own class, which a causal network '
+                        'predicts: drop one of them')
+    check_sizes(logistic=net.logistic + 1)
+    check_cond_sizes(cond)
 
 # %% ../nbs/13_nets.ipynb #774746b8
 def before(
@@ -332,26 +384,29 @@ def before(
     "The classes shifted by one, in the order of the flattened positions (U1)."
     return F.pad(as_int64(x).flatten(1)[:, :-1], (1, 0), value=start).view_as(x)
 
+def last_layer(
+    net: nn.Module, # a Net
+    h: Tensor, # features, ready for its last layer
+) -> Tensor: # outputs of its last layer
+    "What the last layer says; in full precision where it names places, as bfloat16 is too coarse."
+    if not net.logistic: return net.last(h)
+    with torch.autocast(h.device.type, enabled=False): return net.last(h.to(net.last.weight.dtype))
+
 # %% ../nbs/13_nets.ipynb #013da1b5
 def answer(
     net: nn.Module, # a Net
     out: Tensor, # (B, ..., outputs) what the last layer says
     x: Tensor, # (B, ...) what the network saw
 ) -> Tensor: # (B, ..., K) logits
-    "K logits from the last layer: free, or logistics over the levels (a mask beyond them gets 0), and the residual (D-net)."
+    "K logits: free, or logistics over the levels (a mask gets 0); and the residual (D-net)."
     x = as_int64(x)
     if net.logistic:
-        centre = class_levels(net.K, net.ordered_classes).to(x.device)[x] if net.input_residual else None
-        return F.pad(mixture_logits(out, net.ordered_classes, centre), (0, net.K - net.ordered_classes))
-    return out.scatter_add(-1, x[..., None], torch.ones_like(out[..., :1])) if net.input_residual else out
-
-def last_layer(
-    net: nn.Module, # a Net
-    h: Tensor, # features, ready for its last layer
-) -> Tensor: # outputs of its last layer
-    "What the last layer says; in full precision under autocast where it names places, since bfloat16 cannot tell 256 levels apart."
-    if not net.logistic: return net.last(h)
-    with torch.autocast(h.device.type, enabled=False): return net.last(h.to(net.last.weight.dtype))
+        levels = class_levels(net.K, net.ordered_classes).to(x.device)
+        centre = levels[x] if net.input_residual else None
+        logits = mixture_logits(out, net.ordered_classes, centre)
+        return F.pad(logits, (0, net.K - net.ordered_classes))
+    if not net.input_residual: return out
+    return out.scatter_add(-1, x[..., None], torch.ones_like(out[..., :1]))
 
 # %% ../nbs/13_nets.ipynb #4c1d2e23
 def run(
@@ -360,19 +415,39 @@ def run(
     t: Tensor | None, # (B,) times
     cond: dict, # name: (B, ...) tensor
 ) -> Tensor: # (B, ..., K) logits
-    "Check, read, hear, and answer: the way through every network (V4). Raises the errors of check_input."
+    "The way through every network: check, read, answer (V4). Raises the errors of check_input."
     check_input(net, x_t, t, cond)
     x = as_int64(x_t)
-    heard = {name: read(as_int64(cond[name])) for name, read in net.readers.items()}
-    if net.T: heard['t'] = net.time(t)
-    vector = [heard[name] for name in ('t', 'y', 'z') if name in heard]
+    features = {name: read(as_int64(cond[name])) for name, read in net.readers.items()}
+    if net.T: features['t'] = net.time(t)
+    vectors = [features[name] for name in ('t', 'y', 'z') if name in features]
+    vector = sum(vectors[1:], vectors[0]) if vectors else None
     h = net.embed(before(x, net.K) if net.causal else x)
-    if 'image' in heard: h = h + heard['image']
-    return answer(net, net.trunk(h, sum(vector[1:], vector[0]) if vector else None, heard.get('text')), x)
+    if 'image' in features: h = h + features['image']
+    out = net.trunk(h, vector, features.get('text'))
+    return answer(net, out, x)
+
+# %% ../nbs/13_nets.ipynb #c5219474
+def first_layers(
+    net: nn.Module, # a Net whose numbers are set and checked
+    width: int, # features per position
+    vector: int, # size of the vector of time, label and latent
+    place, # function that makes the parameter of the positions
+    cond: dict, # sizes of the conditions by name
+) -> None:
+    "Give a network what reads classes, positions, time and conditions; a subclass adds the rest."
+    net.outputs = 2 * net.logistic or net.K
+    net.embed = reader(net.K + net.causal, width, net.real, net.ordered_classes)
+    net.place = place()
+    net.time = Time(net.T, vector) if net.T else None
+    readers = {name: READERS[name](n, width, vector) for name, n in cond.items()}
+    net.readers, net.shapes = nn.ModuleDict(readers), condition_shapes(net.shape, cond)
+    net.vector = vector if net.T or {'y', 'z'} & set(cond) else 0
+    net.words = vector if 'text' in cond else 0
 
 # %% ../nbs/13_nets.ipynb #d504d885
 class Net(nn.Module):
-    "Logits (B, ..., K) from x_t (B, ...), t (B,) and conditions; a subclass adds `trunk` and `last`. Raises the errors of check_net and check_input."
+    "Logits (B, ..., K) from x_t, t and conditions. Raises the errors of check_net, check_input."
     def __init__(self,
         K: int, # number of classes, the mask included; with real, number of outputs per position
         T: int | None, # number of steps of the process; None for a network without time
@@ -388,12 +463,12 @@ class Net(nn.Module):
         cond: dict | None = None, # sizes of the conditions y, z, image, text
     ):
         super().__init__()
+        cond = cond or {}
         self.K, self.T, self.shape, self.real, self.causal = K, T, tuple(shape), real, causal
-        self.ordered_classes, self.logistic, self.input_residual, self.outputs = ordered_classes, logistic, input_residual, 2 * logistic or K
-        check_net(self, cond := cond or {})
-        self.embed, self.place, self.time = reader(K + causal, width, real, ordered_classes), place(), Time(T, vector) if T else None
-        self.readers, self.shapes = nn.ModuleDict({k: READERS[k](n, width, vector) for k, n in cond.items()}), condition_shapes(shape, cond)
-        self.vector, self.words = vector if T or {'y', 'z'} & set(cond) else 0, vector if 'text' in cond else 0
+        self.ordered_classes, self.logistic = ordered_classes, logistic
+        self.input_residual = input_residual
+        check_net(self, cond)
+        first_layers(self, width, vector, place, cond)
     def forward(self, x_t, t=None, **cond): return run(self, x_t, t, cond)
 
 # %% ../nbs/13_nets.ipynb #a7ad0613
@@ -404,57 +479,94 @@ def check_plan(
     attention: tuple = (), # sizes (of the first axis) with attention
     heads: int = 1, # of attention
 ) -> None:
-    "Raise ShapeError unless the positions can be halved between the sizes, the channels normalized in groups of 8 and split among the heads."
+    "Raise ShapeError unless there is such a U-Net: halves, groups of 8 channels, heads."
     if not multipliers: raise ShapeError('multipliers is empty: give one for each size')
     check_sizes(**{f'multipliers[{i}]': m for i, m in enumerate(multipliers)}, heads=heads)
     n, sizes = len(multipliers) - 1, [channels] + [channels * m for m in multipliers]
     if len(shape) not in CONV or any(side < 1 or side % 2 ** n for side in shape):
         raise ShapeError(f'{tuple(shape)} is no row or image that can be halved {n} times: pad it')
-    if any(c % 8 or c < 8 for c in sizes): raise ShapeError(f'the channels {sizes} must be multiples of 8')
+    if any(c % 8 or c < 8 for c in sizes):
+        raise ShapeError(f'the channels {sizes} must be multiples of 8')
     seen = {shape[0] >> i: c for i, c in enumerate(sizes[1:])}
-    if not set(attention) <= set(seen): raise ShapeError(f'attention at the sizes {list(attention)}, but the network has {list(seen)}')
+    if not set(attention) <= set(seen):
+        raise ShapeError(f'attention at the sizes {list(attention)}, '
+                         f'but the network has {list(seen)}')
     for side in attention:
-        if seen[side] % heads: raise ShapeError(f'{seen[side]} channels at size {side} cannot be split among {heads} heads')
+        if seen[side] % heads:
+            said = f'{seen[side]} channels at size {side}'
+            raise ShapeError(f'{said} cannot be split among {heads} heads')
 
 # %% ../nbs/13_nets.ipynb #093e5258
 class Down(nn.Module):
-    "Enter a size (halving it unless it is the first), then blocks; the results of all are kept for the way up."
-    def __init__(self, c_in: int, c_out: int, make, blocks: int, dim: int, first: bool):
+    "Enter a size, halving it unless it is the first, then blocks; all results are kept."
+    def __init__(self, c_in: int, c_out: int, blocks: int, first: bool, **block): # of ResBlock
         super().__init__()
-        self.enter = CONV[dim](c_in, c_in, 3, stride=1 if first else 2, padding=1)
-        self.block = make(c_in, c_out)
-        self.more = nn.ModuleList(make(c_out, c_out) for _ in range(blocks - 1))
+        stride = 1 if first else 2
+        self.enter = CONV[block['dim']](c_in, c_in, 3, stride=stride, padding=1)
+        self.block = ResBlock(c_in, c_out, **block)
+        self.more = nn.ModuleList(ResBlock(c_out, c_out, **block) for _ in range(blocks - 1))
     def forward(self, h, vector, words):
         kept = [self.enter(h)]
         for block in (self.block, *self.more): kept.append(block(kept[-1], vector, words))
         return kept
 
+# %% ../nbs/13_nets.ipynb #d184fb0f
 class Up(nn.Module):
-    "Blocks that also read what was kept at this size, the last first; then double it unless it is full size."
-    def __init__(self, c_below: int, c_in: int, c_out: int, make, blocks: int, last: bool):
+    "Blocks that also read what was kept at this size, the last first; then double it."
+    def __init__(self, c_below: int, c_in: int, c_out: int, blocks: int, last: bool, **block):
         super().__init__()
-        self.block1, self.block2 = make(c_below + c_out, c_out), make(c_out + c_in, c_out)
-        self.more = nn.ModuleList(make(2 * c_out, c_out) for _ in range(blocks - 1))
+        self.block1 = ResBlock(c_below + c_out, c_out, **block)
+        self.block2 = ResBlock(c_out + c_in, c_out, **block)
+        self.more = nn.ModuleList(ResBlock(2 * c_out, c_out, **block) for _ in range(blocks - 1))
         self.enlarge = nn.Identity() if last else nn.Upsample(scale_factor=2)
     def forward(self, h, kept, vector, words):
-        for block, left in zip((self.block1, *self.more, self.block2), reversed(kept)): h = block(torch.cat([h, left], 1), vector, words)
+        blocks = (self.block1, *self.more, self.block2)
+        for block, left in zip(blocks, reversed(kept)):
+            h = block(torch.cat([h, left], 1), vector, words)
         return self.enlarge(h)
 
-# %% ../nbs/13_nets.ipynb #d184fb0f
+# %% ../nbs/13_nets.ipynb #0980b96d
 def u_levels(
+    net: Net, # one that reads rows or images
     c: list, # channels before the first size and at each size, multiples of 8
-    make: list, # for each size, a function of channels in and out that makes a block
+    heads: list, # of attention at each size, 0 for no attention
     blocks: int, # per size on the way down
-    dim: int, # 1 for rows, 2 for images
-) -> tuple: # modules of the way down, the middle, the way up
-    "The blocks of a U-Net, one Down and one Up per size."
-    n = range(1, len(c))
-    return (nn.ModuleList(Down(c[i - 1], c[i], make[i - 1], blocks, dim, first=i == 1) for i in n), make[-1](c[-1], c[-1]),
-            nn.ModuleList(Up(c[min(i + 1, len(c) - 1)], c[i - 1], c[i], make[i - 1], blocks, last=i == 1) for i in reversed(n)))
+    dropout: float, # within the blocks
+) -> None:
+    "Give a network the blocks of a U-Net, one Down and one Up per size, and its last layer."
+    sizes, dim = range(len(heads)), len(net.shape)
+    block = dict(vector=net.vector, dropout=dropout, dim=dim, words=net.words)
+    net.down = nn.ModuleList()
+    for i in sizes:
+        net.down.append(Down(c[i], c[i + 1], blocks, first=i == 0, heads=heads[i], **block))
+    net.middle = ResBlock(c[-1], c[-1], heads=heads[-1], **block)
+    net.up = nn.ModuleList()
+    c_below = c[-1]
+    for i in reversed(sizes):
+        net.up.append(Up(c_below, c[i], c[i + 1], blocks, last=i == 0, heads=heads[i], **block))
+        c_below = c[i + 1]
+    net.norm = nn.GroupNorm(8, c[1])
+    net.last = zero_init(CONV[dim](c[1], net.outputs, 3, padding=1))
+
+# %% ../nbs/13_nets.ipynb #bc6c9fa3
+def through(
+    net: Net, # with the layers of a U-Net
+    h: Tensor, # (B, ..., channels) features of x_t
+    vector: Tensor | None, # (B, vector) of time and conditions
+    words: Tensor | None, # (B, L, words) of the text
+) -> Tensor: # (B, ..., outputs)
+    "Down, across, and up."
+    h, kept = h.movedim(-1, 1) + net.place, []
+    for down in net.down:
+        kept.append(down(h, vector, words))
+        h = kept[-1][-1]
+    h = net.middle(h, vector, words)
+    for up in net.up: h = up(h, kept.pop(), vector, words)
+    return last_layer(net, F.silu(net.norm(h))).movedim(1, -1)
 
 # %% ../nbs/13_nets.ipynb #adec8419
 class UNet(Net):
-    "U-Net: logits (B, ..., K) from rows or images x_t (B, ...), t (B,) and conditions (V4). Raises the errors of check_plan and Net."
+    "Logits from rows or images, times, conditions (V4). Raises as check_plan and Net."
     def __init__(self, K: int, T: int | None, # as in Net
         shape: tuple, # (D,) or (H, W), halved once less than there are multipliers
         channels: int = 32, # at full size, a multiple of 8
@@ -466,31 +578,16 @@ class UNet(Net):
         heads: int = 4, # of attention, a divisor of the channels there
         **options, # ordered_classes, logistic, input_residual, cond of Net
     ):
-        check_sizes(dropout, channels=channels, blocks=blocks, heads=heads); check_plan(shape, channels, multipliers, attention, heads)
-        super().__init__(K, T, shape, channels, 2 * channels, lambda: nn.Parameter(torch.zeros(channels, *shape)), real, **options)
-        if self.words and not attention: raise ShapeError('a text is read by attention: name the sizes that have it')
+        check_sizes(dropout, channels=channels, blocks=blocks, heads=heads)
+        check_plan(shape, channels, multipliers, attention, heads)
+        def place(): return nn.Parameter(torch.zeros(channels, *shape))
+        super().__init__(K, T, shape, channels, 2 * channels, place, real, **options)
+        if self.words and not attention:
+            raise ShapeError('a text is read by attention: name the sizes that have it')
         c = [channels] + [channels * m for m in multipliers]
-        make = partial(ResBlock, vector=self.vector, dropout=dropout, dim=len(shape), words=self.words)
-        makes = [partial(make, heads=heads if shape[0] >> i in attention else 0) for i in range(len(multipliers))]
-        self.down, self.middle, self.up = u_levels(c, makes, blocks, len(shape))
-        self.norm, self.last = nn.GroupNorm(8, c[1]), zero_init(CONV[len(shape)](c[1], self.outputs, 3, padding=1))
-    def trunk(self, h, vector, words): return through(self, h.movedim(-1, 1) + self.place, vector, words).movedim(1, -1)
-
-# %% ../nbs/13_nets.ipynb #0c4d5355
-def through(
-    net: UNet, # any
-    h: Tensor, # (B, channels, ...) features of x_t
-    vector: Tensor | None, # (B, vector) of time and conditions
-    words: Tensor | None, # (B, L, words) of the text
-) -> Tensor: # (B, outputs, ...)
-    "Down, across, and up."
-    kept = []
-    for down in net.down:
-        kept.append(down(h, vector, words))
-        h = kept[-1][-1]
-    h = net.middle(h, vector, words)
-    for up in net.up: h = up(h, kept.pop(), vector, words)
-    return last_layer(net, F.silu(net.norm(h)))
+        heads_at = [heads if shape[0] >> i in attention else 0 for i in range(len(multipliers))]
+        u_levels(self, c, heads_at, blocks, dropout)
+    def trunk(self, h, vector, words): return through(self, h, vector, words)
 
 # %% ../nbs/13_nets.ipynb #adf28e3b
 def d_net(
@@ -500,21 +597,27 @@ def d_net(
     channels: int = 64, # at full size, a multiple of 8
     **options, # of UNet
 ) -> UNet: # rows (B, length) to logits (B, length, K)
-    "The 1-D U-Net of DiffuseDRAW: four sizes, two blocks each, and the residual (D-net). Raises the errors of UNet."
-    return UNet(K, T, (length,), channels, (1, 2, 2, 2), blocks=2, ordered_classes=K, input_residual=True, **options)
+    "The U-Net of DiffuseDRAW: four sizes of two blocks, the residual (D-net). Raises as UNet."
+    return UNet(K, T, (length,), channels, (1, 2, 2, 2), blocks=2, ordered_classes=K,
+                input_residual=True, **options)
 
 # %% ../nbs/13_nets.ipynb #bb921edc
 class Layer(nn.Module):
-    "Attention, then two dense layers; the vector scales, shifts and gates both halves, and a text is asked between them (U3)."
-    def __init__(self, width: int, heads: int, dropout: float, vector: int, causal: bool = False, words: int = 0):
+    "Attention, then two dense layers, scaled, shifted and gated; a text is asked between (U3)."
+    def __init__(self, width: int, heads: int, dropout: float, vector: int,
+                 causal: bool = False, words: int = 0): # sizes as in Transformer and Net
         super().__init__()
-        self.heads, self.causal, self.time = heads, causal, zero_init(by_vector(vector, 6 * width))
-        self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
+        self.heads, self.causal = heads, causal
+        self.time = zero_init(by_vector(vector, 6 * width))
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.dense = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width))
+        self.dense = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout),
+                                   nn.Linear(4 * width, width))
         self.listen = Attend(width, heads, words) if words else None
     def forward(self, x, vector, turn=None, words=None):
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.time(vector)[:, None].chunk(6, -1)
+        numbers = self.time(vector)[:, None]
+        scale1, shift1, gate1, scale2, shift2, gate2 = numbers.chunk(6, -1)
         q, k, v = self.qkv(self.norm1(x) * (1 + scale1) + shift1).chunk(3, -1)
         x = x + gate1 * self.out(attention(q, k, v, self.heads, self.causal, turn))
         if self.listen is not None: x = self.listen(x, words)
@@ -522,37 +625,57 @@ class Layer(nn.Module):
 
 # %% ../nbs/13_nets.ipynb #c1724626
 class Surroundings(nn.Conv1d):
-    "A convolution along the row that adds what stands around each position; causal: what stands before it (Kim et al. 2016)."
-    def __init__(self, c: int, local: int, causal: bool): # features, positions that it spans, look back only
+    "Adds what stands around each position; causal: before it (Kim et al. 2016)."
+    def __init__(self, c: int, local: int, causal: bool): # features, positions, look back only
         super().__init__(c, c, local)
         self.reach = (local - 1, 0) if causal else (local // 2, (local - 1) // 2)
     def forward(self, x): return x + super().forward(F.pad(x.mT, self.reach)).mT
 
+# %% ../nbs/13_nets.ipynb #040b8505
+def check_row(shape: tuple, dropout: float, width: int, depth: int, heads: int, local: int) -> None:
+    "Raise ShapeError unless there is a Transformer of these sizes."
+    sides = {f'shape[{i}]': side for i, side in enumerate(shape)}
+    check_sizes(dropout, width=width, depth=depth, heads=heads, local=local, **sides)
+    if width % 2 or width % heads:
+        raise ShapeError(f'width {width} must be even and a multiple of the {heads} heads')
+
+def through_layers(
+    net: Net, # with the layers of a Transformer
+    h: Tensor, # (B, ..., width) features of x_t
+    vector: Tensor | None, # (B, vector) of time and conditions
+    words: Tensor | None, # (B, L, words) of the text
+) -> Tensor: # (B, ..., outputs)
+    "The positions in a row, layer after layer."
+    row = h.flatten(1, -2)
+    if net.place is not None: row = row + net.place
+    row = net.local(row)
+    for layer in net.layers: row = layer(row, vector, net.turn, words)
+    return last_layer(net, net.norm(row)).view(*h.shape[:-1], -1)
+
 # %% ../nbs/13_nets.ipynb #d1c9f287
 class Transformer(Net):
-    "Transformer over all positions: logits (B, ..., K) from x_t (B, ...), t (B,) and conditions. Raises ShapeError and the errors of Net."
+    "Logits from all positions, times, conditions. Raises ShapeError and the errors of Net."
     def __init__(self, K: int, T: int | None, shape: tuple, # as in Net
         width: int = 96, # features per position, even, a multiple of heads
         depth: int = 4, # layers
         heads: int = 4, # of attention
         dropout: float = 0.1, # within the dense layers, 0 up to below 1
-        causal: bool = False, # autoregressive: position i reads the classes at 0..i-1, and no time
+        causal: bool = False, # autoregressive: position i reads classes at 0..i-1, and no time
         rope: bool = False, # rotary positions instead of learned ones
-        local: int = 1, # positions that a convolution joins before the first layer; 1 for no convolution
+        local: int = 1, # positions that a convolution joins first; 1 for no convolution
         **options, # real, ordered_classes, logistic, input_residual, cond of Net
     ):
-        check_sizes(dropout, width=width, depth=depth, heads=heads, local=local, **{f'shape[{i}]': side for i, side in enumerate(shape)})
-        if width % 2 or width % heads: raise ShapeError(f'width {width} must be even and a multiple of the {heads} heads')
-        place = lambda: None if rope else nn.Parameter(0.02 * torch.randn(math.prod(shape), width))
-        super().__init__(K, None if causal else T, shape, width, width, place, causal=causal, **options)
-        self.register_buffer('turn', rope_table(shape, width // heads) if rope else None, persistent=False)
+        check_row(shape, dropout, width, depth, heads, local)
+        T, D = None if causal else T, math.prod(shape)
+        def place(): return None if rope else nn.Parameter(0.02 * torch.randn(D, width))
+        super().__init__(K, T, shape, width, width, place, causal=causal, **options)
+        turn = rope_table(shape, width // heads) if rope else None
+        self.register_buffer('turn', turn, persistent=False)
         self.local = Surroundings(width, local, causal) if local > 1 else nn.Identity()
-        self.layers = nn.ModuleList(Layer(width, heads, dropout, self.vector, causal, self.words) for _ in range(depth))
+        sizes = (width, heads, dropout, self.vector, causal, self.words)
+        self.layers = nn.ModuleList(Layer(*sizes) for _ in range(depth))
         self.norm, self.last = nn.LayerNorm(width), zero_init(nn.Linear(width, self.outputs))
-    def trunk(self, h, vector, words):
-        rows = self.local(h.flatten(1, -2) if self.place is None else h.flatten(1, -2) + self.place)
-        for layer in self.layers: rows = layer(rows, vector, self.turn, words)
-        return last_layer(self, self.norm(rows)).view(*h.shape[:-1], -1)
+    def trunk(self, h, vector, words): return through_layers(self, h, vector, words)
 
 # %% ../nbs/13_nets.ipynb #697b50e4
 def chain_nll(
@@ -560,11 +683,15 @@ def chain_nll(
     x0: Tensor, # (B, ...) classes
     **cond: Tensor, # what else the network reads
 ) -> Tensor: # (B,) nats, float64
-    "-log p(x) by the chain rule, without dropout (U1). Raises DataError unless net is causal, and the errors of check_input."
-    if not net.causal: raise DataError('a network that sees the whole row has no chain rule: build it with causal=True')
+    "-log p(x) by the chain rule, without dropout (U1). Raises DataError unless net is causal."
+    if not net.causal:
+        raise DataError('a network that sees the whole row has no chain rule: '
+                        'build it with causal=True')
     with evaluating(net): logits = net(x0, **cond)
     nll = F.cross_entropy(logits.flatten(0, -2).float(), x0.flatten().long(), reduction='none')
     return nll.view(len(x0), -1).double().sum(1)
+
+NETS = {'unet': UNet, 'transformer': Transformer} # the names that a checkpoint stores
 
 # %% ../nbs/13_nets.ipynb #879452e4
 @torch.no_grad()
@@ -574,15 +701,14 @@ def chain_sample(
     generator, # on the network's device: one torch.Generator, or a list of n
     **cond: Tensor, # what else the network reads, n of each
 ) -> Tensor: # (n, ...) int64 classes
-    "Draw position after position, one call of the network each (U1). Raises ShapeError, and DataError if the network is not causal."
+    "Draw position after position, a call each (U1). Raises ShapeError; DataError unless causal."
     check_sizes(n=n)
-    if not net.causal: raise DataError('a network that sees the whole row has no first position: build it with causal=True')
+    if not net.causal:
+        raise DataError('a network that sees the whole row has no first position: '
+                        'build it with causal=True')
     x = torch.zeros(n, *net.shape, dtype=torch.int64, device=device_of(generator))
     row = x.view(n, -1)
     for i in tqdm(range(row.shape[1]), desc='sample', delay=5, leave=False):
         with evaluating(net): logits = net(x, **cond)
         row[:, i] = sample_categorical(logits.flatten(1, -2)[:, i], generator)
     return x
-
-# %% ../nbs/13_nets.ipynb #5ecd9f05
-NETS = {'unet': UNet, 'transformer': Transformer}
