@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'gaussian_steps', 'gaussian_Q', 'log_product', 'product_log', 'tilted_product', 'DoublyStochastic',
-           'turned_rows', 'GaussianTable', 'DiscretizedGaussian', 'knn_graph', 'nearest_Q', 'first_terms', 'series_mix',
-           'ahead', 'ShortWalk', 'GraphTable', 'NearestNeighbour', 'logistic_logits', 'terminal_tv', 'calibrate',
-           'information', 'information_schedule']
+           'turned_rows', 'GaussianSteps', 'GaussianTable', 'DiscretizedGaussian', 'knn_graph', 'nearest_Q',
+           'shortest_ways', 'later_terms', 'first_terms', 'series_mix', 'ahead', 'ShortWalk', 'GraphTable', 'GraphWalk',
+           'NearestNeighbour', 'logistic_logits', 'terminal_tv', 'calibrate', 'information', 'information_schedule']
 
 # %% ../nbs/07_ordinal.ipynb #0403d79a
 import functools
@@ -21,23 +21,28 @@ from .multinomial import Categorical
 
 # %% ../nbs/07_ordinal.ipynb #810d8972
 def gaussian_steps(
-    schedule: Schedule, # beta is a variance here: of a step, twice over, on levels scaled to [-1, 1]
+    schedule: Schedule, # beta is a variance: of a step, twice over, on levels scaled to [-1, 1]
     K: int, # number of ordered classes
-) -> tuple: # (T+1, K) log-probability of a jump of n places one way; (T+1, K) of staying at class i; float64
-    "Discretized Gaussian steps: a jump that would leave the scale stays (K19)."
+) -> tuple: # (T+1, K) log-probability of a jump of n places one way; (T+1, K) of staying at i
+    "Discretized Gaussian steps: a jump that would leave the scale stays; float64 (K19)."
     n = torch.arange(K, dtype=torch.float64)
     log_g = torch.where(n == 0, 0., -4 * n ** 2 / ((K - 1) ** 2 * schedule.beta[:, None]))
-    log_jump = log_g - (2 * log_g.exp().sum(1, keepdim=True) - 1).log()
-    beyond = log_jump.exp().flip(1).cumsum(1).flip(1) - log_jump.exp()
-    return log_jump, (log_jump[:, :1].exp() + beyond + beyond.flip(1)).log()
+    Z = 2 * log_g.exp().sum(1, keepdim=True) - 1 # n runs from -(K - 1) to K - 1
+    log_jump = log_g - Z.log()
+    jump = log_jump.exp()
+    beyond = jump.flip(1).cumsum(1).flip(1) - jump # more than i places up
+    stay = jump[:, :1] + beyond + beyond.flip(1)
+    return log_jump, stay.log()
 
 def gaussian_Q(
     schedule: Schedule, # beta is a variance here
     K: int, # number of ordered classes
 ) -> Tensor: # (T+1, K, K) float64, rows: from, columns: to
     "Transition matrices of discretized Gaussian noise (K19)."
-    (log_jump, log_stay), i = gaussian_steps(schedule, K), torch.arange(K)
-    return torch.where(i == i[:, None], log_stay[:, None], log_jump[:, (i - i[:, None]).abs()]).exp()
+    log_jump, log_stay = gaussian_steps(schedule, K)
+    j = torch.arange(K)
+    i = j[:, None]
+    return torch.where(i == j, log_stay[:, None], log_jump[:, (i - j).abs()]).exp()
 
 # %% ../nbs/07_ordinal.ipynb #782e4901
 FLOOR = 1e-290 # float64 products of numbers that are not negative keep their digits down to here
@@ -46,10 +51,12 @@ def log_product(
     log_p: Tensor, # (n, K) log-probabilities
     log_Q: Tensor, # (K, K) log of a matrix
 ) -> Tensor: # (n, K) log of p Q
-    "Row times matrix in log space, K^2 exponentials a row, few rows at a time to save memory (K17)."
+    "Row times matrix in log space, few rows at a time to save memory (K17)."
     def part(log_p): return torch.logsumexp(log_p[:, :, None] + log_Q, 1)
-    run = (lambda rows: checkpoint(part, rows, use_reentrant=False)) if log_p.requires_grad else part
-    return torch.cat([run(rows) for rows in log_p.split(max(1, 2 ** 17 // log_Q.numel()))])
+    def forgetful(log_p): return checkpoint(part, log_p, use_reentrant=False)
+    run = forgetful if log_p.requires_grad else part
+    few = max(1, 2 ** 17 // log_Q.numel())
+    return torch.cat([run(rows) for rows in log_p.split(few)])
 
 def product_log(
     log_p: Tensor, # (n, K) log-probabilities
@@ -60,115 +67,132 @@ def product_log(
     p_Q = log_p.exp() @ Q
     low = (p_Q < FLOOR).any(1)
     log_p_Q = torch.where(low[:, None], 1., p_Q).log()
-    if low.any(): log_p_Q = log_p_Q.index_put((low,), log_product(log_p[low], log_Q))
-    return log_p_Q
+    return log_p_Q.index_put((low,), log_product(log_p[low], log_Q)) if low.any() else log_p_Q
 
 # %% ../nbs/07_ordinal.ipynb #5a0c61d4
 def tilted_product(
     log_p: Tensor, # (n, K) finite logs; neighbouring columns are neighbours on a scale
     log_Q: Tensor, # (K, K) finite logs of a matrix
 ) -> Tensor: # (n, K) log of p Q, every entry to its last digits
-    "Several matrix products, each tilted by another e^(theta j); log_product for what none of them reaches (K17)."
-    place = torch.arange(len(log_Q), dtype=torch.float64)
-    way, n = place - place[:, None], math.ceil((-log_p.min().item() / 600) ** 0.5) + 1
+    "Matrix products, each tilted by another e^(theta j); log_product for what is left (K17)."
+    j = torch.arange(len(log_Q), dtype=torch.float64)
     steepest = log_p.diff(dim=1).abs().amax().item()
-    out, open_ = torch.zeros_like(log_p), torch.ones_like(log_p, dtype=torch.bool)
+    n = math.ceil((-log_p.min().item() / 600) ** 0.5) + 1
+    out, missing = torch.zeros_like(log_p), torch.ones_like(log_p, dtype=torch.bool)
     for i in sorted(range(-n, n + 1), key=abs):
         theta = steepest * i / n
-        a, b = log_p + theta * place, log_Q + theta * way
-        top_a, top_b = a.amax(1, keepdim=True), b.amax()
-        tilted = (a - top_a).exp() @ (b - top_b).exp()
-        found = open_ & (tilted > FLOOR)
-        out = torch.where(found, tilted.log() + top_a + top_b - theta * place, out)
-        open_ &= ~found
-        if not open_.any(): return out
-    rows = open_.any(1)
+        log_a, log_b = log_p + theta * j, log_Q + theta * (j - j[:, None])
+        top_a, top_b = log_a.amax(1, keepdim=True), log_b.amax()
+        tilted = (log_a - top_a).exp() @ (log_b - top_b).exp()
+        found = missing & (tilted > FLOOR)
+        out = torch.where(found, tilted.log() + top_a + top_b - theta * j, out)
+        missing = missing & ~found
+        if not missing.any(): return out
+    rows = missing.any(1)
     out[rows] = log_product(log_p[rows], log_Q)
     return out
 
 # %% ../nbs/07_ordinal.ipynb #83b94286
 class DoublyStochastic(Categorical):
-    "A class wanders, and ends anywhere: flat prior, float64. A subclass adds log_row and log_column (K19)."
+    "Flat prior, float64; a subclass adds log_row and log_column (K19)."
     def all_classes(self, s): # (B, K) all classes, for each example
         return torch.arange(self.K, device=s.device).expand(len(s), -1)
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
     def prior(self, shape, generator=None):
         return randint(0, self.K, shape, generator, device_of(generator))
+    def mix_probs(self, p, s): # (B, D, K) p Q_bar_s from whole matrices, a few examples at a time
+        few, mixed = max(1, 2 ** 22 // self.K ** 2), []
+        for p_few, s_few in zip(p.split(few), s.split(few)):
+            Q_bar_s = self.log_row(self.all_classes(s_few), 0 * s_few, s_few).exp()
+            mixed.append(p_few @ Q_bar_s)
+        return torch.cat(mixed)
     def log_mix(self, log_p, s):
-        flat, first = log_p.reshape(len(s), math.prod(log_p.shape[1:-1]), self.K), (s == 0)[:, None]
-        mixed = self.mix_probs(flat.exp(), s)
+        rows = log_p.reshape(len(s), math.prod(log_p.shape[1:-1]), self.K)
+        return self.mix_rows(rows, s).reshape(log_p.shape)
+    def mix_rows(self, log_p, s): # (B, D, K) a matrix product, a log-sum-exp where it underflows
+        mixed, first = self.mix_probs(log_p.exp(), s), (s == 0)[:, None]
         low = (mixed < FLOOR).any(-1) & ~first
         log_mixed = torch.where((low | first)[..., None], 1., mixed).log()
         for u in s[low.any(-1)].unique()[:, None]:
-            here = low & (s == u)[:, None]
-            log_Q = self.log_row(self.all_classes(u), 0 * u, u)[0]
-            log_mixed = log_mixed.index_put((here,), log_product(flat[here], log_Q))
-        return torch.where(first[..., None], flat, log_mixed).reshape(log_p.shape)
-    def mix_probs(self, p, s): # p Q_bar_s from whole rows, a few examples at a time
-        size = max(1, 2 ** 22 // self.K ** 2)
-        Q_bar = lambda u: self.log_row(self.all_classes(u), 0 * u, u).exp()
-        return torch.cat([q @ Q_bar(u) for q, u in zip(p.split(size), s.split(size))])
+            here, log_Q = low & (s == u)[:, None], self.log_row(self.all_classes(u), 0 * u, u)[0]
+            log_mixed = log_mixed.index_put((here,), log_product(log_p[here], log_Q))
+        return torch.where(first[..., None], log_p, log_mixed)
 
 # %% ../nbs/07_ordinal.ipynb #6c0d92fa
 @checked
 def turned_rows(
-    half: Tensor, # (T+1, (K+1)//2, K) the first half of the rows of matrices that turning the scale around does not change
+    half: Tensor, # (T+1, (K+1)//2, K) the first half of the rows of matrices that turning keeps
     x: Tensor, # (B, ...) classes
     t: Tensor, # (B,) times 0..T
 ) -> Tensor: # (B, ..., K) row x of matrix t
     "Rows of the second half are those of the first, read backwards (K19)."
-    b, near = torch.arange(len(t), device=t.device).reshape(-1, *[1] * (x.ndim - 1)), torch.minimum(x, half.shape[2] - 1 - x)
-    rows = half[t][b, near]
+    K, ones = half.shape[2], (1,) * (x.ndim - 1)
+    near = torch.minimum(x, K - 1 - x)
+    example = torch.arange(len(t), device=t.device).reshape(-1, *ones)
+    rows = half[t][example, near]
     return torch.where((x == near)[..., None], rows, rows.flip(-1))
 
 # %% ../nbs/07_ordinal.ipynb #e49de26e
-class GaussianTable(DoublyStochastic):
-    "Steps and jumps of discretized Gaussian noise: half of (T+1, K, K) numbers, logs where they underflow (K19). Raises ScheduleError."
-    def __init__(self, K: int, schedule: Schedule): # K >= 2 ordered classes; beta is a variance here
+class GaussianSteps(DoublyStochastic):
+    "Log-probabilities of one and of several steps (K19). Raises ScheduleError."
+    def __init__(self, K: int, schedule: Schedule): # K >= 2 ordered classes; beta is a variance
         super().__init__(K, schedule)
         self.log_jump, self.log_stay = gaussian_steps(schedule, K)
         least, t = 4 / 700 / (K - 1) ** 2, 1 + int(schedule.beta[1:].argmin())
         if schedule.beta[t] < least:
-            raise ScheduleError(f'the variance beta[{t}] = {schedule.beta[t]:.3g} moves none of the classes, K = {K}; allowed is {least:.2g}..1')
-        self.half = torch.empty(self.T + 1, (K + 1) // 2, K, dtype=torch.float64)
-        self.half[0] = torch.eye(K)[:(K + 1) // 2]
-        for t in range(1, self.T + 1): self.half[t] = self.half[t - 1] @ self.log_step(t).exp()
-        log_half = [self.half[0].log()]
-        for t in range(1, int((self.half.flatten(1).amin(1) < FLOOR).sum())):
-            log_half.append(tilted_product(log_half[-1], self.log_step(t)) if t > 1 else self.log_step(1)[:(K + 1) // 2])
-        self.log_half = torch.stack(log_half)
+            said = f'the variance beta[{t}] = {schedule.beta[t]:.3g} moves none of the classes'
+            raise ScheduleError(f'{said}, K = {K}; allowed is {least:.2g}..1')
     def log_step(self, t: int): # (K, K) log Q_t
-        log_Q = torch.cat([self.log_jump[t].flip(0), self.log_jump[t, 1:]]).unfold(0, self.K, 1).flip(0)
-        log_Q.diagonal().copy_(self.log_stay[t])
-        return log_Q
+        j = torch.arange(self.K)
+        i = j[:, None]
+        return torch.where(i == j, self.log_stay[t], self.log_jump[t][(i - j).abs()])
     def log_between(self, s: int, t: int): # (K, K) log of Q_{s+1} ... Q_t
         steps = [self.log_step(u) for u in range(s + 1, t + 1)]
         Q = functools.reduce(torch.matmul, [step.exp() for step in steps])
         return Q.log() if Q.min() > FLOOR else functools.reduce(tilted_product, steps)
-
-# %% ../nbs/07_ordinal.ipynb #d79ea7f3
-class DiscretizedGaussian(GaussianTable):
-    "Ordered classes that jump like a Gaussian, scaled with K (Austin et al. 2021, A.2.3; K19). Raises ScheduleError, ClassError."
-    def log_steps(self, x, t): # (B, ..., K) log q(x_t | x_{t-1} = x)
-        n = (x[..., None] - torch.arange(self.K, device=x.device)).abs()
-        stay, jump = (table[t].reshape(len(t), *[1] * (x.ndim - 1), self.K) for table in tables_on(self, x, 'log_stay', 'log_jump'))
-        return torch.where(n == 0, stay, jump.expand(n.shape).gather(-1, n))
-    def log_row(self, x_s, s, t):
-        if s.any(): return self.pairs(x_s, s, t, False)
-        half, log_half = tables_on(self, x_s, 'half', 'log_half')
-        log_Q, far = turned_rows(half, x_s, t).log(), t < len(log_half)
-        if far.any(): log_Q[far] = turned_rows(log_half, x_s[far], t[far])
-        return log_Q
-    def log_column(self, x_t, s, t): return self.log_steps(x_t, t) if (s == t - 1).all() else self.pairs(x_t, s, t, True)
-    def pairs(self, x, s, t, turned): # rows or, turned, columns at any two times: one matrix for each pair that occurs
+    def between(self, x, s, t, columns): # rows x, or columns x, a matrix for each pair of times
         log_Q = torch.empty(*x.shape, self.K, dtype=torch.float64, device=x.device)
         for u, v in {*zip(s.tolist(), t.tolist())}:
             log_uv, here = self.log_between(u, v).to(x.device), (s == u) & (t == v)
-            log_Q[here] = (log_uv.T if turned else log_uv)[x[here]]
+            log_Q[here] = (log_uv.T if columns else log_uv)[x[here]]
         return log_Q
-    def mix_probs(self, p, s): # p Q_bar_s, the second half of the classes by turning the scale around
+
+# %% ../nbs/07_ordinal.ipynb #670baef8
+class GaussianTable(GaussianSteps):
+    "And half of Q_bar, (T+1, K/2, K), with logs where it underflows (K19). Raises ScheduleError."
+    def __init__(self, K: int, schedule: Schedule): # K >= 2 ordered classes; beta is a variance
+        super().__init__(K, schedule)
+        h = (K + 1) // 2
+        self.half = torch.empty(self.T + 1, h, K, dtype=torch.float64)
+        self.half[0] = torch.eye(K)[:h]
+        for t in range(1, self.T + 1): self.half[t] = self.half[t - 1] @ self.log_step(t).exp()
+        small = int((self.half.flatten(1).amin(1) < FLOOR).sum()) # the first so many tables
+        log_half = [self.half[0].log(), self.log_step(1)[:h]]
+        for t in range(2, small): log_half.append(tilted_product(log_half[-1], self.log_step(t)))
+        self.log_half = torch.stack(log_half[:max(1, small)])
+
+# %% ../nbs/07_ordinal.ipynb #d79ea7f3
+class DiscretizedGaussian(GaussianTable):
+    "Ordered classes (Austin et al. 2021, A.2.3; K19). Raises ScheduleError, ClassError."
+    def log_steps(self, x, t): # (B, ..., K) log q(x_t | x_{t-1} = x)
+        ones = (1,) * (x.ndim - 1)
+        log_stay, log_jump = tables_on(self, x, 'log_stay', 'log_jump')
+        stay, jump = (table[t].reshape(-1, *ones, self.K) for table in (log_stay, log_jump))
+        n = (x[..., None] - torch.arange(self.K, device=x.device)).abs()
+        return torch.where(n == 0, stay, jump.expand(n.shape).gather(-1, n))
+    def log_row(self, x_s, s, t):
+        if s.any(): return self.between(x_s, s, t, columns=False)
+        half, log_half = tables_on(self, x_s, 'half', 'log_half')
+        log_Q, in_logs = turned_rows(half, x_s, t).log(), t < len(log_half)
+        if in_logs.any(): log_Q[in_logs] = turned_rows(log_half, x_s[in_logs], t[in_logs])
+        return log_Q
+    def log_column(self, x_t, s, t):
+        if (s == t - 1).all(): return self.log_steps(x_t, t)
+        return self.between(x_t, s, t, columns=True)
+    def mix_probs(self, p, s): # p Q_bar_s; the second half of the classes by turning the scale
         half, k = tables_on(self, s, 'half')[0][s], self.K // 2
-        return p[..., :self.K - k] @ half + (p[..., self.K - k:].flip(-1) @ half[:, :k]).flip(-1)
+        first, second = p[..., :self.K - k], p[..., self.K - k:]
+        return first @ half + (second.flip(-1) @ half[:, :k]).flip(-1)
 
 # %% ../nbs/07_ordinal.ipynb #3db8d101
 def knn_graph(
@@ -176,10 +200,14 @@ def knn_graph(
     k: int, # neighbours of each class, 1..K-1
 ) -> Tensor: # (K, K) float64, symmetric, zero diagonal, on the CPU
     "Weights of the symmetrized k-nearest-neighbour graph (K19). Raises DataError, ShapeError."
-    if embeddings.ndim != 2 or not embeddings.isfinite().all(): raise DataError(f'embeddings {tuple(embeddings.shape)}: give (K, d) finite numbers')
-    if not 1 <= k < len(embeddings): raise ShapeError(f'k = {k}, allowed is 1..{len(embeddings) - 1} for {len(embeddings)} classes')
-    distance = torch.cdist(e := embeddings.detach().cpu().double(), e).fill_diagonal_(math.inf)
-    G = torch.zeros_like(distance).scatter_(1, distance.topk(k, largest=False).indices, 1.)
+    if embeddings.ndim != 2 or not embeddings.isfinite().all():
+        raise DataError(f'embeddings {tuple(embeddings.shape)}: give (K, d) finite numbers')
+    K = len(embeddings)
+    if not 1 <= k < K: raise ShapeError(f'k = {k}, allowed is 1..{K - 1} for {K} classes')
+    vectors = embeddings.detach().cpu().double()
+    distance = torch.cdist(vectors, vectors).fill_diagonal_(math.inf)
+    nearest = distance.topk(k, largest=False).indices
+    G = torch.zeros_like(distance).scatter_(1, nearest, 1.)
     return (G + G.T) / (2 * k)
 
 # %% ../nbs/07_ordinal.ipynb #8b1f4a27
@@ -187,43 +215,68 @@ def nearest_Q(
     schedule: Schedule, # noise levels
     A: Tensor, # (K, K) symmetric weights, as of knn_graph
 ) -> Tensor: # (T+1, K, K) float64, rows: from, columns: to
-    "Transition matrices of nearest-neighbour noise: short walks by the series of R + c I, then squares (K19)."
+    "Nearest-neighbour noise: short walks by the series of R + c I, then squares (K19)."
     tau, c, K = -schedule.alpha.log(), A.sum(1).max(), len(A)
-    halvings = (4 * c * tau.where(tau < math.inf, 0)).log2().ceil().clamp(min=0)
-    h = (tau.where(tau < math.inf, 0) / 2 ** halvings)[:, None, None]
-    P, term = A + torch.diag(c - A.sum(1)), torch.eye(K, dtype=torch.float64).expand(len(tau), K, K)
-    Q = term
+    finite = tau < math.inf
+    tau = torch.where(finite, tau, 0.)
+    halvings = (4 * c * tau).log2().ceil().clamp(min=0)
+    short = (tau / 2 ** halvings)[:, None, None]
+    P = A + torch.diag(c - A.sum(1))
+    Q = term = torch.eye(K, dtype=torch.float64).expand(len(tau), K, K)
     for n in range(1, 2 * K + 30):
-        term = term @ P * (h / n)
+        term = term @ P * (short / n)
         Q = Q + term
-        if n >= 14 and (term.amax((1, 2)) <= 1e-16 * Q.amin((1, 2)))[tau > 0].all(): break
-    Q = Q * (-c * h).exp()
-    for i in range(int(halvings.max())): Q = torch.where((i < halvings)[:, None, None], Q @ Q, Q)
-    return torch.where((tau < math.inf)[:, None, None], Q, 1 / K)
+        negligible = term.amax((1, 2)) <= 1e-16 * Q.amin((1, 2))
+        if n >= 14 and negligible[tau > 0].all(): break
+    Q = Q * (-c * short).exp()
+    for i in range(int(halvings.max())):
+        Q = torch.where((i < halvings)[:, None, None], Q @ Q, Q)
+    return torch.where(finite[:, None, None], Q, 1 / K)
 
 # %% ../nbs/07_ordinal.ipynb #bcdc11f5
+def shortest_ways(
+    S: Tensor, # (K, K) numbers that are not negative; rows sum to one
+) -> tuple: # (K, K) distance d in edges, -1 where there is none; (K, K) [S^d]_ij
+    "Walk outward from all classes at once: the first power of S that joins each pair (K19)."
+    power = torch.eye(len(S)).to(S)
+    d, first = torch.where(power > 0, 0, -1).to(S), power.clone()
+    for i in range(1, len(S)):
+        power = power @ S
+        new = (d < 0) & (power > FLOOR)
+        if not new.any(): break
+        d[new] = i
+        first[new] = power[new]
+    return d, first
+
+def later_terms(
+    a: Tensor, # () c tau, below 1
+    log_first_term: Tensor, # (K, K) log of the first term at tau
+    d: Tensor, # (K, K) its power
+) -> int: # how many terms after the first matter, to 1e-14
+    "Terms until what is left of the exponential series is e^-32 of the first (K19)."
+    n = 1
+    while (_rest(a, d + n + 1) > log_first_term - 32).any(): n += 1
+    return n
+
+# %% ../nbs/07_ordinal.ipynb #87030d8a
 def first_terms(
     A: Tensor, # (K, K) weights of a graph, symmetric
     tau: float, # the longest walk that the terms shall serve; tau c < 1
 ) -> tuple: # (K, K) distance d in edges; (K, K) log of [P^d]_ij / d!; (n, K, K) rho_1 .. rho_n
-    "The nonzero terms of the series of P = R + c I as far as they matter, to 1e-14 (K19). Raises DataError."
+    "The nonzero terms of the series of P = R + c I that matter (K19). Raises DataError."
     K, c = len(A), A.sum(1).max()
-    S, power = (A + torch.diag(c - A.sum(1))) / c, torch.eye(K).to(A)
-    d, first = torch.where(power > 0, 0, -1).to(A), power.clone()
-    for i in range(1, K):
-        power = power @ S
-        new = (d < 0) & (power > FLOOR)
-        if not new.any(): break
-        d[new], first[new] = i, power[new]
+    S = (A + torch.diag(c - A.sum(1))) / c # P / c
+    d, first = shortest_ways(S)
     if (d < 0).any(): raise DataError(_why_not_reached(A, d))
-    log_first, n = first.log() + d * c.log() - torch.lgamma(d + 1), 1
-    while (_rest(c * tau, d + n + 1) > d * math.log(tau) + log_first - 32).any(): n += 1
+    log_first = first.log() + d * c.log() - torch.lgamma(d + 1)
+    n = later_terms(c * tau, d * math.log(tau) + log_first, d)
     rho, power = torch.zeros(n, K, K).to(A), torch.eye(K).to(A)
     for i in range(1, int(d.max()) + n + 1):
         power = power @ S
-        at_i = ((i - d >= 1) & (i - d <= n)).nonzero(as_tuple=True)
-        m = i - d[at_i]
-        rho[((m - 1).long(), *at_i)] = (power / first)[at_i] * c ** m * (torch.lgamma(i - m + 1) - math.lgamma(i + 1)).exp()
+        row, column = ((i - d >= 1) & (i - d <= n)).nonzero(as_tuple=True)
+        m = (i - d)[row, column] # S^i is term m after the first
+        factorials = (torch.lgamma(i - m + 1) - math.lgamma(i + 1)).exp()
+        rho[m.long() - 1, row, column] = (power / first)[row, column] * c ** m * factorials
     return d, log_first, rho
 
 # %% ../nbs/07_ordinal.ipynb #9a3d5e70
@@ -256,17 +309,23 @@ def _rest(a, n):
     "Log of a bound on the sum of a^i / i! over i >= n, for a < 1."
     return n * a.log() - torch.lgamma(n + 1) - torch.log1p(-a)
 
+def _flat(Q):
+    "Has the walk forgotten where it began?"
+    return Q.max() - Q.min() <= 1e-16
+
 def _why_not_reached(A, d):
-    "The sentence for a graph with pairs that no power of it joins: it falls apart, or is too long."
+    "The sentence for a graph with pairs that no power of it joins."
     joined = (A > 0).double() + torch.eye(len(A))
     for _ in range(len(A).bit_length()): joined = (joined @ joined > 0).double()
     if (joined == 0).any():
-        return f'the graph falls apart: {int((joined[0] == 0).sum())} classes cannot be reached from class 0; raise k'
-    return f'classes lie more than {int(d.max())} edges apart, too far for float64; raise k, or take fewer classes'
+        lost = int((joined[0] == 0).sum())
+        return f'the graph falls apart: {lost} classes cannot be reached from class 0; raise k'
+    return (f'classes lie more than {int(d.max())} edges apart, too far for float64; '
+            'raise k, or take fewer classes')
 
 # %% ../nbs/07_ordinal.ipynb #48f06f48
 class ShortWalk(DoublyStochastic):
-    "Walks on a nearest-neighbour graph of at most one unit of time, by the first terms of the series (K19). Raises DataError, ShapeError, ScheduleError."
+    "Walks of at most one unit of time (K19). Raises DataError, ShapeError, ScheduleError."
     def __init__(self,
         embeddings: Tensor, # (K, d) one vector per class; K >= 2
         schedule: Schedule, # noise levels; the walk takes -log(alpha_bar_t) of time
@@ -277,42 +336,63 @@ class ShortWalk(DoublyStochastic):
         self.rate = A.sum(1).max().item()
         self.unit, self.P = 1 / (4 * self.rate), A + torch.diag(self.rate - A.sum(1))
         self.d, self.log_first, self.rho = first_terms(A, self.unit)
-    def short(self, x, tau): # (B, n, K) log of the rows x (B, n) of e^(tau R); None takes all rows
-        (d, log_first, rho), tau = tables_on(self, tau, 'd', 'log_first', 'rho'), tau[:, None, None]
-        row = (lambda table: table) if x is None else (lambda table: table[x])
-        more = torch.zeros_like(row(d) * tau)
-        for rho_m in rho.flip(0): more.add_(row(rho_m)).mul_(tau)
-        return more.log1p_().add_(row(log_first)).add_(torch.special.xlogy(row(d), tau)).sub_(self.rate * tau)
+    def short(self, x, tau): # (B, n, K) log of rows x (B, n) of e^(tau R); None takes all rows
+        d, log_first, rho = tables_on(self, tau, 'd', 'log_first', 'rho')
+        tau, rows = tau[:, None, None], slice(None) if x is None else x
+        d, log_first = d[rows], log_first[rows]
+        later = torch.zeros_like(d * tau)
+        for rho_m in rho.flip(0): later.add_(rho_m[rows]).mul_(tau) # Horner's rule
+        log_terms = later.log1p_().add_(log_first).add_(torch.special.xlogy(d, tau))
+        return log_terms.sub_(self.rate * tau)
 
 # %% ../nbs/07_ordinal.ipynb #7e20b9d3
 class GraphTable(ShortWalk):
-    "And of 1, 2, 4, .. units, each the square of the one before: (K, K) numbers, float64 (K19). Raises DataError, ShapeError, ScheduleError."
+    "And walks of 1, 2, 4, .. units, each the square of the one before (K19). Raises as ShortWalk."
     def __init__(self, embeddings: Tensor, schedule: Schedule, k: int): # as ShortWalk
         super().__init__(embeddings, schedule, k)
         log_Q = self.short(None, torch.tensor([self.unit], dtype=torch.float64))[0]
-        Q, levels, logs, longest = log_Q.exp(), [], [], self.tau[self.tau < math.inf].max()
-        while not levels or (self.unit * 2 ** len(levels) <= longest and Q.max() - Q.min() > 1e-16):
+        Q, levels, logs = log_Q.exp(), [], []
+        longest = self.tau[self.tau < math.inf].max()
+        while not levels or (self.unit * 2 ** len(levels) <= longest and not _flat(Q)):
             levels.append(Q)
-            if Q.min() < FLOOR: logs, log_Q = logs + [log_Q], log_product(log_Q, log_Q)
+            if Q.min() < FLOOR:
+                logs.append(log_Q)
+                log_Q = log_product(log_Q, log_Q)
             Q = Q @ Q
-        self.levels, self.log_levels, self.far = torch.stack(levels), torch.stack(logs or [log_Q]), len(logs)
-    def digits(self, tau): # (B,) time left below one unit; (B, levels) which walks of the table make up the rest
+        self.levels, self.log_levels = torch.stack(levels), torch.stack(logs or [log_Q])
+        self.far = len(logs) # so many levels underflow
+
+# %% ../nbs/07_ordinal.ipynb #a11461bf
+class GraphWalk(GraphTable):
+    "And a walk of any time: binary digits, and what is left below one unit (K19)."
+    def digits(self, tau): # (B,) what is left; (B, levels) which walks of the table to take
         powers = 2 ** torch.arange(len(self.levels), device=tau.device)
         units = (tau / self.unit).clamp(max=2 ** len(powers) - 1).floor()
-        return (tau - units * self.unit).clamp(0, self.unit), (units.long()[:, None] & powers) > 0
-    def log_ahead(self, log_p, used): # the same of logs; in log space where a walk of the table underflows
-        (levels, logs), n = tables_on(self, log_p, 'levels', 'log_levels'), self.far
-        for Q, log_Q, here in zip(levels, logs[:n], used.T):
-            if here.any(): log_p[here] = product_log(log_p[here].flatten(0, 1), Q, log_Q).unflatten(0, (-1, log_p.shape[1]))
-        here = used[:, n:].any(1)
-        if here.any(): log_p[here] = ahead(log_p[here].exp(), used[here, n:], levels[n:]).log()
+        rest = (tau - units * self.unit).clamp(0, self.unit)
+        return rest, (units.long()[:, None] & powers) > 0
+    def short_mix(self, p, tau): # p e^(tau R), at most one unit: few rows by the series
+        if p.shape[1] <= 16:
+            P, terms = tables_on(self, p, 'P')[0], len(self.rho) + int(self.d.max())
+            return series_mix(p, P, tau, terms) * (-self.rate * tau).exp()[:, None, None]
+        few = max(1, 2 ** 22 // self.K ** 2)
+        parts = zip(p.split(few), tau.split(few))
+        return torch.cat([p_few @ self.short(None, u).exp() for p_few, u in parts])
+    def log_ahead(self, log_p, used): # log of ahead(p, used, levels), in logs where they underflow
+        (levels, log_levels), far = tables_on(self, log_p, 'levels', 'log_levels'), self.far
+        for Q, log_Q, here in zip(levels, log_levels[:far], used.T):
+            if not here.any(): continue
+            rows = product_log(log_p[here].flatten(0, 1), Q, log_Q)
+            log_p[here] = rows.unflatten(0, (-1, log_p.shape[1]))
+        here = used[:, far:].any(1)
+        if here.any(): log_p[here] = ahead(log_p[here].exp(), used[here, far:], levels[far:]).log()
         return log_p
 
 # %% ../nbs/07_ordinal.ipynb #c4417fce
-class NearestNeighbour(GraphTable):
-    "Classes that walk on a k-nearest-neighbour graph (Austin et al. 2021, A.2.4; K19). Raises DataError, ShapeError, ScheduleError."
+class NearestNeighbour(GraphWalk):
+    "Walks on a k-nearest-neighbour graph (Austin et al. 2021, A.2.4; K19). Raises as ShortWalk."
     def log_row(self, x_s, s, t):
-        tau, x = gather_t(self.tau, t, 1) - gather_t(self.tau, s, 1), x_s.reshape(len(s), math.prod(x_s.shape[1:]))
+        tau = gather_t(self.tau, t, 1) - gather_t(self.tau, s, 1)
+        x = x_s.reshape(len(s), math.prod(x_s.shape[1:]))
         whole = x.shape[1] > self.K # the whole matrix once, then its rows
         rest, used = self.digits(tau)
         log_Q = self.log_ahead(self.short(None if whole else x, rest), used)
@@ -320,18 +400,12 @@ class NearestNeighbour(GraphTable):
         if whole: log_Q = log_Q[torch.arange(len(s), device=s.device)[:, None], x]
         return log_Q.reshape(*x_s.shape, self.K)
     def log_column(self, x_t, s, t): return self.log_row(x_t, s, t)
-    def mix_probs(self, p, s): # rows, where they are few, through the short walk and then the long ones
+    def mix_probs(self, p, s): # rows, where they are few, through the short walk, then the long
         if p.shape[1] > self.K: return super().mix_probs(p, s)
         tau = gather_t(self.tau, s, 1)
         rest, used = self.digits(tau)
         p = ahead(self.short_mix(p, rest), used, tables_on(self, p, 'levels')[0])
         return torch.where(tau[:, None, None] < math.inf, p, p.sum(-1, keepdim=True) / self.K)
-    def short_mix(self, p, tau): # p e^(tau R), tau at most one unit: very few rows by the series, more by the matrix
-        if p.shape[1] <= 16:
-            terms = len(self.rho) + int(self.d.max())
-            return series_mix(p, tables_on(self, p, 'P')[0], tau, terms) * (-self.rate * tau).exp()[:, None, None]
-        size = max(1, 2 ** 22 // self.K ** 2)
-        return torch.cat([q @ self.short(None, u).exp() for q, u in zip(p.split(size), tau.split(size))])
 
 # %% ../nbs/07_ordinal.ipynb #f032949e
 def logistic_logits(
@@ -339,21 +413,25 @@ def logistic_logits(
     log_scale: Tensor, # (...) log of the logistic's scale, in the same unit
     K: int, # number of ordered classes, at least 2
 ) -> Tensor: # (..., K) logits of x_0
-    "Truncated discretized logistic: K logits from a place and a scale, no difference of two sigmoids (Austin et al. 2021, A.8; K19)."
+    "Truncated discretized logistic, without a difference (Austin et al. 2021, A.8; K19)."
     level = torch.linspace(-1, 1, K, device=mu.device, dtype=mu.dtype)
-    half_a = (level - mu[..., None]) / 2 * (-log_scale[..., None]).exp()
-    half_h = (-log_scale[..., None]).exp() / (2 * (K - 1))
-    return -sum(torch.logaddexp(x, -x) for x in (half_a + half_h, half_a - half_h))
+    one_over_s = (-log_scale[..., None]).exp()
+    half_a = (level - mu[..., None]) / 2 * one_over_s
+    half_h = one_over_s / (2 * (K - 1))
+    upper, lower = half_a + half_h, half_a - half_h
+    return -(torch.logaddexp(upper, -upper) + torch.logaddexp(lower, -lower))
 
 # %% ../nbs/07_ordinal.ipynb #67ba0c0e
 def terminal_tv(
     process: Categorical, # any
 ) -> float: # 0..1
-    "How far q(x_T | x_0) is from the prior, in total variation, for the worst x_0 (D8)."
+    "Total variation between q(x_T | x_0) and the prior, for the worst x_0 (D8)."
     x0, T = torch.arange(process.classes)[None], torch.tensor([process.T])
-    q = process.log_row(x0, 0 * T, T).exp()[0]
-    return ((q - process.log_prior().exp()).abs().sum(-1) / 2).max().item()
+    q, prior = process.log_row(x0, 0 * T, T).exp()[0], process.log_prior().exp()
+    tv = (q - prior).abs().sum(-1) / 2
+    return tv.max().item()
 
+# %% ../nbs/07_ordinal.ipynb #dfad1c02
 def calibrate(
     make, # make(strength) -> process; more strength, more noise
     target: float, # terminal total variation, above 0
@@ -361,12 +439,15 @@ def calibrate(
     high: float, # a strength that leaves less
     steps: int = 30, # halvings of the interval, on a log scale
 ) -> Process: # with terminal_tv at the target
-    "The process whose last state is as far from the prior as asked, by bisection (D8). Raises ScheduleError."
+    "The process that ends as far from the prior as asked, by bisection (D8). Raises ScheduleError."
     most, least = terminal_tv(make(low)), terminal_tv(make(high))
-    if not most > target > least: raise ScheduleError(f'{target} lies outside {least:.3g}..{most:.3g}, what strengths {high}..{low} leave: widen them')
+    if not most > target > least:
+        raise ScheduleError(f'{target} lies outside {least:.3g}..{most:.3g}, '
+                            f'what strengths {high}..{low} leave: widen them')
     for _ in range(steps):
-        mid = (low * high) ** 0.5
-        low, high = (mid, high) if terminal_tv(make(mid)) > target else (low, mid)
+        middle = (low * high) ** 0.5
+        if terminal_tv(make(middle)) > target: low = middle
+        else: high = middle
     return make(high)
 
 # %% ../nbs/07_ordinal.ipynb #4febfa9a
@@ -385,15 +466,20 @@ def information_schedule(
     T: int, # number of steps
     left: float = 0., # share of the information left at T, 0..1
 ) -> Schedule: # under which the information falls in a straight line
-    "The mutual-information schedule, step by step, each by bisection, 50 T K^3 operations (Austin et al. 2021; K19). Raises ScheduleError."
-    p, beta, bar = p_x0.double() / p_x0.double().sum(), [0.], torch.eye(len(p_x0), dtype=torch.float64)
+    "The mutual-information schedule, by bisection (Austin et al. 2021; K19). Raises ScheduleError."
+    p = p_x0.double() / p_x0.double().sum()
+    beta, bar = [0.], torch.eye(len(p), dtype=torch.float64)
+    start = information(bar, p)
     for t in tqdm(range(1, T + 1), desc='schedule', delay=5, leave=False):
-        target = information(torch.eye(len(p)).to(p), p) * (1 - (1 - left) * t / T)
-        after = lambda b: bar @ kernel(Schedule([0., b]))[1]
-        if information(after(1.), p) > target + 1e-12: raise ScheduleError(f'beta_{t} = 1 leaves too much information: raise left = {left}')
+        target = start * (1 - (1 - left) * t / T)
+        def after(b): return bar @ kernel(Schedule([0., b]))[1]
+        if information(after(1.), p) > target + 1e-12:
+            raise ScheduleError(f'beta_{t} = 1 leaves too much information: raise left = {left}')
         low, high = 0., 1.
         for _ in range(50):
-            mid = (low + high) / 2
-            low, high = (mid, high) if target == 0 or information(after(mid), p) > target else (low, mid)
-        beta.append(high); bar = after(high)
+            middle = (low + high) / 2
+            if target == 0 or information(after(middle), p) > target: low = middle
+            else: high = middle
+        beta.append(high)
+        bar = after(high)
     return Schedule(beta)
