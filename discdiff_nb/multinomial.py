@@ -10,7 +10,6 @@ __all__ = ['log_uniform_row', 'alpha_bar_ratio', 'checked_step', 'RightAnswer', 
 # %% ../nbs/05_multinomial.ipynb #92e6ebc1
 import math
 import torch
-import torch.nn.functional as F
 from collections.abc import Callable
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -235,15 +234,17 @@ def keep_or_redraw(
 class Multinomial(Categorical):
     "Each step redraws a class with probability beta_t (Hoogeboom et al. 2021; K14-K18, D4)."
     sums = staticmethod(log_sums)
+    def __init__(self, K: int, schedule: Schedule): # K >= 2 classes; beta[1] > 0
+        super().__init__(K, schedule)
+        self.schedule.alpha_bar # which raises ScheduleError if it is 0 before T
     def log_row(self, x_s, s, t):
         return log_uniform_row(x_s, alpha_bar_ratio(self.schedule, s, t, x_s.ndim), self.K)
     def log_column(self, x_t, s, t): return self.log_row(x_t, s, t)
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
     def log_mix(self, log_p, s):
         alpha_bar_s = gather_t(self.schedule.alpha_bar, s, log_p.ndim)
-        kept = log_p + alpha_bar_s.log().to(log_p)
         redrawn = ((1 - alpha_bar_s) / self.K).log().to(log_p)
-        return torch.logaddexp(kept, redrawn)
+        return torch.logaddexp(log_p + alpha_bar_s.log().to(log_p), redrawn)
     def L_t(self, out, x0, x_t, t):
         s = checked_step(self, x_t, t, x0=x0)
         alpha_bar_s = gather_t(self.schedule.alpha_bar, s, x0.ndim)
