@@ -25,8 +25,8 @@ from .core import (ClassError, DataError, DiscdiffError, DtypeError, NotFiniteEr
                               checked, device_of, evaluating, gather_t, rand, sample_categorical,
                               step_times)
 from .d3pm import Absorbing, MaskJumps, check_reachable, no_mask
-from .gaussian import (Gaussian, checked_levels, jump, log_normal, posterior, predicted_x0,
-                                  reverse_step, target_line, to_levels)
+from .gaussian import (Gaussian, checked_levels, jump, log_normal, posterior,
+                                  predicted_x0, reverse_step, target_line, to_levels)
 from .multinomial import Categorical, Multinomial, checked_step, remove_self_likelihood
 from .oracle import log_prior_of_states, reverse_matrix, states
 
@@ -43,7 +43,11 @@ class Around:
 
 class Counted:
     "A model that counts its calls."
-    def __init__(self, model): self.model, self.calls = model, 0 # model: out = model(x_t, t, **cond)
+    def __init__(self,
+        model, # network: out = model(x_t, t, **cond)
+    ):
+        self.model = model
+        self.calls = 0
     def __call__(self, x_t, t, **cond):
         self.calls += 1
         return self.model(x_t, t, **cond)
@@ -53,17 +57,20 @@ def total_variation(
     p: Tensor, # (S,) probabilities
     q: Tensor, # (S,) probabilities
 ) -> float: # 0..1
-    "Half the sum of |p - q|: the largest difference that any event's probability can have. Raises ShapeError."
-    if p.shape != q.shape: raise ShapeError(f'two distributions over the same states are compared, got shapes {tuple(p.shape)} and {tuple(q.shape)}')
-    return ((p - q).abs().sum() / 2).item()
+    """Half the sum of |p - q|: the largest difference that any event's probability can have.
+    Raises ShapeError."""
+    if p.shape == q.shape: return ((p - q).abs().sum() / 2).item()
+    raise ShapeError(f'two distributions over the same states are compared, '
+                     f'got shapes {tuple(p.shape)} and {tuple(q.shape)}')
 
 # %% ../nbs/17_sampling.ipynb #0fe6c05c
 def perfect_network(
     process: Categorical, # a mask, or noise under which every x_t is possible at t >= 1
-    p_x0: Tensor, # (classes**D,) probability of every example, above 0, in the order of states(classes, D)
+    p_x0: Tensor, # (classes**D,) probability of each of states(classes, D), above 0
     D: int, # number of positions
 ): # model(x_t, t) -> (B, D, K) float64 logits
-    "The network that makes no error on data that can be listed (U-steps). Raises ShapeError, DataError, DiscdiffError."
+    """The network that makes no error on data that can be listed (U-steps).
+    Raises ShapeError, DataError, DiscdiffError."""
     _need(process, Categorical, 'perfect_network')
     _check_listed(p_x0, process.classes, D)
     if isinstance(process, MaskJumps): return perfect_model(p_x0, process.K, D)
@@ -79,19 +86,23 @@ def perfect_network(
 # %% ../nbs/17_sampling.ipynb #41a39722
 def perfect_gaussian(
     process: Gaussian, # of fixed variance
-    p_x0: Tensor, # (K**D,) probability of every example, above 0, in the order of states(K, D)
+    p_x0: Tensor, # (K**D,) probability of each of states(K, D), above 0
     D: int, # number of positions
 ): # model(x_t, t) -> (B, D, 1) float64, what the process predicts
-    "The same for Gaussian noise: the mean of x_0 given x_t, as the process wants it (U-steps). Raises ShapeError, DataError, DiscdiffError."
+    """The same for Gaussian noise: the mean of x_0 given x_t, as the process wants it (U-steps).
+    Raises ShapeError, DataError, DiscdiffError."""
     _need(process, Gaussian, 'perfect_gaussian')
-    if process.channels != 1: raise DiscdiffError('the variance is learned; this network predicts means: use variance="posterior"')
+    if process.channels != 1:
+        raise DiscdiffError('the variance is learned; this network predicts means: '
+                            'use variance="posterior"')
     _check_listed(p_x0, process.K, D)
     levels = to_levels(states(process.K, D).to(p_x0.device), process.K)
     log_p = (p_x0.double() / p_x0.double().sum()).log()
     @checked
     def model(x_t, t):
         scale, var = jump(process.schedule, 0 * t, t, 3)
-        mean = (log_p + log_normal(x_t[:, None], scale * levels, var).sum(-1)).softmax(-1) @ levels
+        log_q = log_normal(x_t[:, None], scale * levels, var).sum(-1)
+        mean = (log_p + log_q).softmax(-1) @ levels
         u, w = target_line(process.schedule, process.predict, t, 2)
         return (u * mean + w * x_t)[..., None]
     return model
@@ -99,18 +110,26 @@ def perfect_gaussian(
 # %% ../nbs/17_sampling.ipynb #b9fe5d11
 def _need(process, kinds, who):
     "Raise DiscdiffError unless the process is one that a function knows what to do with."
-    names = ' or '.join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-    if not isinstance(process, kinds): raise DiscdiffError(f'{who} is for {names}, got {type(process).__name__}; generate works for every process')
+    if isinstance(process, kinds): return
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    names = ' or '.join(kind.__name__ for kind in kinds)
+    raise DiscdiffError(f'{who} is for {names}, got {type(process).__name__}; '
+                        'generate works for every process')
 
 def _check_listed(p_x0, K, D):
-    "Raise ShapeError or DataError unless there is one positive number for each of the K^D examples."
-    if not isinstance(D, int) or D < 1 or p_x0.shape != (K ** D,): raise ShapeError(f'p_x0 {tuple(p_x0.shape)} must hold K^D = {K}^{D} numbers, D >= 1')
-    if not (p_x0 > 0).all(): raise DataError('p_x0 holds a number that is not above 0: what is impossible has no posterior')
+    "Raise ShapeError or DataError unless there is a positive number for each of K^D examples."
+    if not isinstance(D, int) or D < 1 or p_x0.shape != (K ** D,):
+        raise ShapeError(f'p_x0 {tuple(p_x0.shape)} must hold K^D = {K}^{D} numbers, D >= 1')
+    if not (p_x0 > 0).all():
+        raise DataError('p_x0 holds a number that is not above 0: '
+                        'what is impossible has no posterior')
 
 def _number(x, low, high, name, closed=True):
-    "Raise DiscdiffError unless x is a number within low..high, low itself excluded if not closed."
-    if not isinstance(x, (int, float)) or isinstance(x, bool) or not low <= x <= high or x == math.inf or (x == low and not closed):
-        raise DiscdiffError(f'{name} = {x!r}, allowed is {low}..{high}' + ('' if closed else f', {low} excluded'))
+    "Raise DiscdiffError unless x is a number within low..high, without low if not closed."
+    real = isinstance(x, (int, float)) and not isinstance(x, bool)
+    if real and low <= x <= high and x != math.inf and (closed or x != low): return
+    raise DiscdiffError(f'{name} = {x!r}, allowed is {low}..{high}'
+                        + ('' if closed else f', {low} excluded'))
 
 # %% ../nbs/17_sampling.ipynb #e5f042ef
 def generated_p(
@@ -119,10 +138,13 @@ def generated_p(
     D: int, # number of positions
     steps: int | None = None, # network calls, 1..T; None takes T
 ) -> Tensor: # (K**D,) float64 probabilities, in the order of states(K, D)
-    "The exact distribution that generate draws from, by enumeration (U-steps). Raises TimeError, DiscdiffError."
+    """The exact distribution that generate draws from, by enumeration (U-steps).
+    Raises TimeError, DiscdiffError."""
     _need(process, Categorical, 'generated_p')
-    if not isinstance(D, int) or D < 1 or process.K ** D > 4096: raise ShapeError(f'D = {D!r}: K^D = {process.K}^{D} must be 4096 at most, D >= 1')
-    p, times = log_prior_of_states(process, D).exp(), step_times(process.T, steps)
+    if not isinstance(D, int) or D < 1 or process.K ** D > 4096:
+        raise ShapeError(f'D = {D!r}: K^D = {process.K}^{D} must be 4096 at most, D >= 1')
+    p = log_prior_of_states(process, D).exp()
+    times = step_times(process.T, steps)
     for t, s in zip(times, times[1:]): p = p @ reverse_matrix(process, model, D, t, s)
     return p
 
@@ -137,13 +159,18 @@ def ddim_step(
     generator=None, # on x_t's device: one, or a list of one per example
     eta: float = 0., # 0 no noise .. 1 the posterior's
 ) -> Tensor: # (B, ...) x_s: floats, or int64 classes at s = 0
-    "One DDIM step (Song et al. 2021, eq. 12). Raises DiscdiffError, NotFiniteError and the errors of checked_levels."
-    _need(process, Gaussian, 'ddim_step'), _number(eta, 0, 1, 'eta')
-    s, x0_hat = checked_levels(process, x_t, t, s, out=out), check_finite(predicted_x0(process, out, x_t, t), 'the predicted x_0')
-    (scale_s, var_s), (scale_t, var_t) = (jump(process.schedule, 0 * u, u, x_t.ndim) for u in (s, t))
+    """One DDIM step (Song et al. 2021, eq. 12).
+    Raises DiscdiffError, NotFiniteError and the errors of checked_levels."""
+    _need(process, Gaussian, 'ddim_step')
+    _number(eta, 0, 1, 'eta')
+    s = checked_levels(process, x_t, t, s, out=out)
+    x0_hat = check_finite(predicted_x0(process, out, x_t, t), 'the predicted x_0')
+    scale_s, var_s = jump(process.schedule, 0 * s, s, x_t.ndim)
+    scale_t, var_t = jump(process.schedule, 0 * t, t, x_t.ndim)
     var = eta ** 2 * posterior(process.schedule, s, t, x_t.ndim)[2]
     eps = (x_t - scale_t * x0_hat) / var_t.sqrt()
-    return reverse_step(scale_s * x0_hat + (var_s - var).clamp(min=0).sqrt() * eps, var, s, x_t, process.K, generator)
+    mean = scale_s * x0_hat + (var_s - var).clamp(min=0).sqrt() * eps
+    return reverse_step(mean, var, s, x_t, process.K, generator)
 
 # %% ../nbs/17_sampling.ipynb #5cd2df2e
 def ddim(
@@ -164,10 +191,11 @@ def ddim(
 def checked_shape(
     shape: tuple, # of the examples, (B, ...)
 ) -> tuple: # the same
-    "Raise ShapeError unless `shape` is a batch size and at least one more length, all of them integers above 0."
-    if not isinstance(shape, tuple) or len(shape) < 2 or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ShapeError(f'shape = {shape!r}; give the batch size and what one example has, such as (16, 256), all above 0')
-    return shape
+    "Raise ShapeError unless `shape` is a batch size and at least one more length, all above 0."
+    whole = isinstance(shape, tuple) and all(isinstance(n, int) and n > 0 for n in shape)
+    if whole and len(shape) >= 2: return shape
+    raise ShapeError(f'shape = {shape!r}; give the batch size and what one example has, '
+                     'such as (16, 256), all above 0')
 
 # %% ../nbs/17_sampling.ipynb #3d745bc7
 @checked
@@ -177,12 +205,16 @@ def reveal_times(
     generator=None, # one, or a list of one per example; its device is where the times are made
     start: Tensor | None = None, # (B,) times 0..T at which the run begins; None takes T
 ) -> Tensor: # (B, ...) int64 times 1..start; 0 where start is 0
-    "The step that settles each position, drawn before the network is asked: P(t) = alpha_bar_{t-1} - alpha_bar_t. Raises ShapeError, DiscdiffError, TimeError."
+    """The step that settles each position, drawn before the network is asked:
+    P(t) = alpha_bar_{t-1} - alpha_bar_t. Raises ShapeError, DiscdiffError, TimeError."""
     _need(process, (Absorbing, Multinomial), 'reveal_times')
     u = rand(checked_shape(shape), generator, device_of(generator), torch.float64)
-    start = torch.full(shape[:1], process.T, device=u.device) if start is None else start.to(u.device)
+    if start is None: start = torch.full(shape[:1], process.T)
+    start = start.to(u.device)
     check_t(start, process.T, low=0)
-    if start.shape != shape[:1]: raise ShapeError(f'start has shape {tuple(start.shape)}; one time per example is {shape[:1]}')
+    if start.shape != shape[:1]:
+        raise ShapeError(f'start has shape {tuple(start.shape)}; '
+                         f'one time per example is {shape[:1]}')
     gone = (1 - process.schedule.alpha_bar).to(u.device)
     tau = torch.searchsorted(gone, u * gather_t(gone, start, u.ndim), right=True)
     return torch.minimum(tau, start.reshape(-1, *[1] * (u.ndim - 1)))
@@ -193,9 +225,11 @@ def number_of_calls(
     tau: Tensor, # (B, ...) times, 0 where nothing is to be done
 ) -> int: # calls of the network
     "The largest number of distinct times above 0 in one example. Raises ShapeError."
-    if tau.ndim < 2: raise ShapeError(f'tau has shape {tuple(tau.shape)}; give a time for each position, shape (B, ...)')
-    ordered = tau.flatten(1).sort(1).values
-    return int((ordered.diff(dim=1, prepend=torch.zeros_like(ordered[:, :1])) > 0).sum(1).max())
+    if tau.ndim < 2:
+        raise ShapeError(f'tau has shape {tuple(tau.shape)}; '
+                         'give a time for each position, shape (B, ...)')
+    ordered = F.pad(tau.flatten(1).sort(1).values, (1, 0)) # a 0 before the first
+    return int((ordered.diff(dim=1) > 0).sum(1).max())
 
 @checked
 def clean_logits(
@@ -217,10 +251,11 @@ def reveal_in_order(
     tau: Tensor, # (B, ...) int64 the step that settles each position, 0 where it is settled
     generator=None, # on x_t's device: one, or a list of one per example
 ) -> Tensor: # (B, ...) int64 classes
-    "Visit each example's own times from the latest on, and draw what is due. Raises ShapeError, ClassError, TimeError, NotFiniteError."
+    """Visit each example's own times from the latest on, and draw what is due.
+    Raises ShapeError, ClassError, TimeError, NotFiniteError."""
     _check_times(process, x_t, tau)
+    _check_masked(process, x_t, tau)
     check_generator(generator, len(x_t))
-    if isinstance(process, Absorbing) and ((x_t == process.mask_id) != (tau > 0)).any(): raise ClassError('blanks need times above 0, the others 0')
     for _ in tqdm(range(number_of_calls(tau)), desc='reveal_in_order', delay=5, leave=False):
         t = tau.flatten(1).amax(1)
         due = (tau == t.reshape(-1, *[1] * (tau.ndim - 1))) & (tau > 0)
@@ -238,12 +273,19 @@ def _draw_due(logits, due, generator):
     return torch.cat([sample_categorical(row[now], g) for row, now, g in own])
 
 def _check_times(process, x_t, tau):
-    "Raise DiscdiffError, ShapeError, ClassError or TimeError unless tau holds a time for each position of x_t."
+    "Raise a DiscdiffError unless tau holds a time for each position of x_t."
     _need(process, (Absorbing, Multinomial), 'a table of times')
     check_classes(x_t, process.K, 'x_t')
     check_t(tau.flatten(), process.T, low=0)
     if tau.shape != x_t.shape or x_t.ndim < 2:
-        raise ShapeError(f'tau {tuple(tau.shape)} and x_t {tuple(x_t.shape)} must have one shape (B, ...)')
+        raise ShapeError(f'tau {tuple(tau.shape)} and x_t {tuple(x_t.shape)} '
+                         'must have one shape (B, ...)')
+
+def _check_masked(process, x_t, tau):
+    "Raise ClassError unless exactly the masked positions have a time above 0."
+    if not isinstance(process, Absorbing): return
+    if ((x_t == process.mask_id) != (tau > 0)).any():
+        raise ClassError('blanks need times above 0, the others 0')
 
 # %% ../nbs/17_sampling.ipynb #a4d2cd28
 def generate_few_calls(
@@ -253,10 +295,12 @@ def generate_few_calls(
     steps: int | None = None, # times that a run may visit, 1..T; None takes T
     generator=None, # one, or a list of one per example; its device is where the examples are made
 ) -> Tensor: # (B, ...) generated x_0
-    "Sample in at most min(steps, D) calls (de-randomized times, Chen et al. 2023). Raises ShapeError, TimeError, DiscdiffError, NotFiniteError."
-    tau, times = reveal_times(process, shape, generator), step_times(process.T, steps)[::-1]
-    visited = torch.tensor(times, device=tau.device)
-    return reveal_in_order(process, model, process.prior(shape, generator), visited[torch.searchsorted(visited, tau)], generator)
+    """Sample in at most min(steps, D) calls (de-randomized times, Chen et al. 2023).
+    Raises ShapeError, TimeError, DiscdiffError, NotFiniteError."""
+    tau = reveal_times(process, shape, generator)
+    visited = torch.tensor(step_times(process.T, steps)[::-1], device=tau.device)
+    tau = visited[torch.searchsorted(visited, tau)] # the stride that covers it
+    return reveal_in_order(process, model, process.prior(shape, generator), tau, generator)
 
 # %% ../nbs/17_sampling.ipynb #ac47b90d
 @torch.no_grad()
@@ -268,45 +312,69 @@ def log_p_given_times(
     x_t: Tensor, # (B, D) where the runs start
     tau: Tensor, # (B, D) the step that settles each position, 0 where it is settled
 ) -> Tensor: # (B,) nats, float64
-    "log of the probability that fill arrives at x0. Raises ShapeError, DtypeError, ClassError, TimeError, DiscdiffError."
-    _check_times(process, x_t, tau), check_classes(x0, process.classes)
-    if x0.shape != x_t.shape or x0.ndim != 2: raise ShapeError(f'x0 {tuple(x0.shape)} and x_t {tuple(x_t.shape)} must have one shape (B, D)')
-    total = torch.where(((tau == 0) & (x_t != x0)).any(1), -math.inf, 0.).double()
+    """log of the probability that reveal_in_order arrives at x0.
+    Raises ShapeError, DtypeError, ClassError, TimeError, DiscdiffError."""
+    _check_pairs(process, x0, x_t, tau)
+    impossible = ((tau == 0) & (x_t != x0)).any(1)
+    total = torch.where(impossible, -math.inf, 0.).double()
     for _ in range(number_of_calls(tau)):
         t = tau.amax(1)
         due = (tau == t[:, None]) & (tau > 0)
         with evaluating(model): out = model(x_t, t.clamp(min=1))
-        log_p = clean_logits(process, out, x_t).double().log_softmax(-1).gather(-1, x0[..., None])[..., 0]
-        total, x_t, tau = total + torch.where(due, log_p, 0.).sum(1), torch.where(due, x0, x_t), torch.where(due, 0, tau)
+        log_p = clean_logits(process, out, x_t).double().log_softmax(-1)
+        total += torch.where(due, log_p.gather(-1, x0[..., None])[..., 0], 0.).sum(1)
+        x_t, tau = torch.where(due, x0, x_t), torch.where(due, 0, tau)
     return total
+
+# %% ../nbs/17_sampling.ipynb #37d4e03b
+def _check_pairs(process, x0, x_t, tau):
+    "Raise the errors of log_p_given_times."
+    _check_times(process, x_t, tau)
+    check_classes(x0, process.classes)
+    if x0.shape != x_t.shape or x0.ndim != 2:
+        raise ShapeError(f'x0 {tuple(x0.shape)} and x_t {tuple(x_t.shape)} '
+                         'must have one shape (B, D)')
 
 # %% ../nbs/17_sampling.ipynb #ba38e2de
 def most_remasking(
     alpha_bar_s: Tensor, # (...) left at the earlier time, float64
     alpha_bar_t: Tensor, # (...) left at the later time, at most alpha_bar_s
 ) -> Tensor: # (...) 0..1
-    "The largest sigma that keeps the marginals: min(1, (1 - alpha_bar_s) / alpha_bar_t) (Wang et al. 2025). Raises ScheduleError."
+    """The largest sigma that keeps the marginals: min(1, (1 - alpha_bar_s) / alpha_bar_t)
+    (Wang et al. 2025). Raises ScheduleError."""
     if not ((alpha_bar_t >= 0) & (alpha_bar_t <= alpha_bar_s) & (alpha_bar_s <= 1)).all():
-        raise ScheduleError(f'0 <= alpha_bar_t <= alpha_bar_s <= 1 must hold, got {alpha_bar_t.tolist()} and {alpha_bar_s.tolist()}')
-    return torch.where(alpha_bar_t >= 1 - alpha_bar_s, ((1 - alpha_bar_s) / alpha_bar_t).nan_to_num(0.), 1.)
+        raise ScheduleError('0 <= alpha_bar_t <= alpha_bar_s <= 1 must hold, '
+                            f'got {alpha_bar_t.tolist()} and {alpha_bar_s.tolist()}')
+    bound = ((1 - alpha_bar_s) / alpha_bar_t).nan_to_num(0.)
+    return torch.where(alpha_bar_t >= 1 - alpha_bar_s, bound, 1.)
+
+# %% ../nbs/17_sampling.ipynb #818f57fd
+def _remasking_log_step(process, log_p_x0, x_t, s, t):
+    "log q(x_s | x_t, x_0) averaged over log_p_x0: a mask is revealed, a letter taken back."
+    a_s, a_t = (gather_t(process.schedule.alpha_bar, u, x_t.ndim + 1) for u in (s, t))
+    sigma = process.share * most_remasking(a_s, a_t)
+    back = process.share * torch.minimum(a_t, 1 - a_s) # sigma alpha_bar_t, the share taken back
+    reveal = (a_s - a_t + back) / (1 - a_t) # r
+    stay = (1 - a_s - back) / (1 - a_t) # 1 - r
+    classes = torch.arange(process.K, device=x_t.device)
+    to_mask = classes == process.mask_id
+    from_mask = torch.where(to_mask, stay.log(), reveal.log() + log_p_x0)
+    same = torch.where(classes == x_t[..., None], torch.log1p(-sigma), -math.inf)
+    visible = torch.where(to_mask, sigma.log(), same)
+    return torch.where((x_t == process.mask_id)[..., None], from_mask, visible)
 
 # %% ../nbs/17_sampling.ipynb #223cba96
 class Remasking(MaskJumps):
-    "The mask, whose reverse steps take letters back; q(x_t | x_0), and so training, stay (Wang et al. 2025). Raises ScheduleError, ClassError, DiscdiffError."
-    def __init__(self, K: int, schedule: Schedule, share: float): # as Absorbing; sigma as a share of the largest, 0 (Absorbing) .. 1
+    """The mask, whose reverse steps take letters back; q(x_t | x_0), and so training, stay
+    (Wang et al. 2025). Raises ScheduleError, ClassError, DiscdiffError."""
+    def __init__(self, K: int, schedule: Schedule,
+        share: float, # sigma as a share of the largest, 0 (Absorbing) .. 1
+    ):
         super().__init__(K, schedule)
         _number(share, 0, 1, 'share')
         self.share = share
     def log_step(self, log_p_x0, x_t, s, t):
-        a_s, a_t = (gather_t(self.schedule.alpha_bar, u, x_t.ndim + 1) for u in (s, t))
-        sigma = self.share * most_remasking(a_s, a_t)
-        back = self.share * torch.minimum(a_t, 1 - a_s) # sigma alpha_bar_t, the share taken back
-        reveal, stay = (a_s - a_t + back) / (1 - a_t), (1 - a_s - back) / (1 - a_t) # r and 1 - r
-        classes = torch.arange(self.K, device=x_t.device)
-        blank = torch.where(classes == self.mask_id, stay.log(), reveal.log() + log_p_x0)
-        same = torch.where(classes == x_t[..., None], torch.log1p(-sigma), -math.inf)
-        visible = torch.where(classes == self.mask_id, sigma.log(), same)
-        return torch.where((x_t == self.mask_id)[..., None], blank, visible)
+        return _remasking_log_step(self, log_p_x0, x_t, s, t)
     def q_posterior(self, x0, x_t, t, s=None):
         s = checked_step(self, x_t, t, s, x0)
         check_reachable(x0, x_t, self.mask_id)
@@ -319,6 +387,18 @@ class Remasking(MaskJumps):
 # %% ../nbs/17_sampling.ipynb #fa6701ba
 CONFIDENCE = ('token', 'position')
 
+def _masks_left(process, times, D):
+    "[(t, masks before the call at t, masks after it)] of D positions."
+    left = [round(D * (1 - process.schedule.alpha_bar[t].item())) for t in times]
+    return list(zip(times, left, left[1:]))
+
+def _keep_surest(x_t, x, score, masked, left):
+    "The candidates x at the surest of the masked positions, so that `left` stay masked."
+    score = torch.where(masked, score, math.inf).flatten(1)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    surest = (order.argsort(1) < score.shape[1] - left).view(x_t.shape)
+    return torch.where(masked & surest, x, x_t)
+
 # %% ../nbs/17_sampling.ipynb #1bd2290f
 @torch.no_grad()
 def generate_by_confidence(
@@ -327,22 +407,22 @@ def generate_by_confidence(
     shape: tuple, # of the examples, (B, ...)
     steps: int | None = None, # times that a run may visit, 1..T; None takes T
     generator=None, # one, or a list of one per example; its device is where the examples are made
-    by: str = 'token', # rank by the drawn candidate's probability ('token') or by the largest one ('position')
+    by: str = 'token', # rank by the candidate's probability, or by the largest ('position')
 ) -> Tensor: # (B, ...) generated x_0
-    "Reveal where the network is surest (Chang et al. 2022). Raises ShapeError, TimeError, DiscdiffError, NotFiniteError."
+    """Reveal where the network is surest (Chang et al. 2022).
+    Raises ShapeError, TimeError, DiscdiffError, NotFiniteError."""
     _need(process, Absorbing, 'generate_by_confidence')
     if by not in CONFIDENCE: raise DiscdiffError(f'by = {by!r}, allowed are {CONFIDENCE}')
-    x_t, times = process.prior(checked_shape(shape), generator), step_times(process.T, steps)
-    D = x_t[0].numel()
-    left = [round(D * (1 - process.schedule.alpha_bar[t].item())) for t in times]
-    for t, before, after in tqdm(list(zip(times, left, left[1:])), desc='generate', delay=5, leave=False):
+    x_t = process.prior(checked_shape(shape), generator)
+    times = step_times(process.T, steps)
+    spans = _masks_left(process, times, x_t[0].numel())
+    for t, before, after in tqdm(spans, desc='generate', delay=5, leave=False):
         if before == after: continue
         with evaluating(model): out = model(x_t, torch.full(shape[:1], t, device=x_t.device))
         p = clean_logits(process, out, x_t).softmax(-1)
-        x, blank = sample_categorical(p.log(), generator), x_t == process.mask_id
+        x = sample_categorical(p.log(), generator)
         score = p.gather(-1, x[..., None])[..., 0] if by == 'token' else p.amax(-1)
-        order = torch.where(blank, score, math.inf).flatten(1).argsort(dim=1, descending=True, stable=True)
-        x_t = torch.where(blank & (order.argsort(1) < D - after).view(shape), x, x_t)
+        x_t = _keep_surest(x_t, x, score, x_t == process.mask_id, after)
     return x_t
 
 # %% ../nbs/17_sampling.ipynb #cca4b8dc
@@ -437,7 +517,8 @@ def guided(
     if y.ndim != 1: raise ShapeError(f'y {tuple(y.shape)} must be (B,), one label per example')
     none = torch.full_like(y, classes)
     def both(model, x_t, t, **cond):
-        if len(t) != len(y): raise ShapeError(f'{len(y)} labels for {len(t)} examples; give one each')
+        if len(t) != len(y):
+            raise ShapeError(f'{len(y)} labels for {len(t)} examples; give one each')
         if weight in (0, 1): return model(x_t, t, y=y if weight else none, **cond)
         u, c = (model(x_t, t, y=label, **cond) for label in (none, y))
         if isinstance(c, tuple): return tuple(_push(*half, weight) for half in zip(x_t, u, c))
@@ -463,7 +544,8 @@ def start_time(
     first = torch.searchsorted(rounded, share * (1 - off))
     last = torch.searchsorted(rounded, share * (1 + off), right=True) - 1
     inner = (share > 0) & (share < 1) # 0 and 1 are exact
-    if (vague := inner & (last > first) & (gone[last] - gone[first] > 1e-12)).any():
+    vague = inner & (last > first) & (gone[last] - gone[first] > 1e-12)
+    if vague.any():
         raise DtypeError(f'unknown in {unknown.dtype} fits each of the times {first[vague][0]}..'
                          f'{last[vague][0]}: divide in float64')
     return torch.where(inner, first, exact)
@@ -477,10 +559,13 @@ def inpaint(
     keep: Tensor, # (B, ...) booleans: what is known
     generator=None, # on x0's device: one, or a list of one per example
 ) -> Tensor: # (B, ...) int64, x0 where kept
-    "Fill the holes from the time that matches their number (U-inpaint). Raises DiscdiffError, DtypeError, ShapeError, ClassError, NotFiniteError."
+    """Fill the holes from the time that matches their number (U-inpaint).
+    Raises DiscdiffError, DtypeError, ShapeError, ClassError, NotFiniteError."""
     _need(process, Absorbing, 'inpaint')
     check_keep(keep)
-    if keep.shape != x0.shape or x0.ndim < 2: raise ShapeError(f'x0 {tuple(x0.shape)} and keep {tuple(keep.shape)} must have one shape (B, ...)')
+    if keep.shape != x0.shape or x0.ndim < 2:
+        raise ShapeError(f'x0 {tuple(x0.shape)} and keep {tuple(keep.shape)} '
+                         'must have one shape (B, ...)')
     check_classes(torch.where(keep, x0, 0), process.classes)
     t = start_time(process, (~keep).double().flatten(1).mean(1))
     tau = torch.where(keep, 0, reveal_times(process, tuple(x0.shape), generator, t).to(x0.device))
@@ -493,11 +578,25 @@ def window_starts(
     stride: int, # from one window to the next, 1..window, so that no position is left out
 ) -> list: # first positions, the last window ends at the edge
     "Where the windows begin along one axis (U8). Raises ShapeError."
-    if not all(isinstance(n, int) for n in (size, window, stride)) or not 1 <= stride <= window <= size:
-        raise ShapeError(f'stride {stride!r} <= window {window!r} <= size {size!r} must hold, the stride at least 1: else positions are left out')
+    whole = all(isinstance(n, int) for n in (size, window, stride))
+    if not whole or not 1 <= stride <= window <= size:
+        raise ShapeError(f'stride {stride!r} <= window {window!r} <= size {size!r} must hold, '
+                         'the stride at least 1: else positions are left out')
     return [*range(0, size - window, stride), size - window]
 
-# %% ../nbs/17_sampling.ipynb #1604d210
+def _windows(canvas, window, stride):
+    "The slices of each window of a canvas."
+    starts = [window_starts(n, w, stride) for n, w in zip(canvas, window)]
+    for corner in itertools.product(*starts):
+        yield tuple(slice(i, i + w) for i, w in zip(corner, window))
+
+def _check_window(window, stride):
+    "Raise ShapeError unless a window is a shape that a stride fits."
+    if not isinstance(window, tuple) or not window:
+        raise ShapeError(f'window = {window!r}; give its shape as a tuple, such as (8, 8)')
+    for w in window: window_starts(w, w, stride)
+
+# %% ../nbs/17_sampling.ipynb #8719195c
 def windowed(
     process: Categorical, # of the window and of the canvas
     model, # network of one window: logits = model(x_t, t, **cond)
@@ -506,15 +605,17 @@ def windowed(
 ): # model(x_t, t, **cond) of a canvas: (B, *canvas, K) log-probabilities
     "At each position the mean of the windows' p(x_0 | x_t) (U8). Raises DiscdiffError, ShapeError."
     _need(process, Categorical, 'windowed')
-    if not isinstance(window, tuple) or not window: raise ShapeError(f'window = {window!r}; give its shape as a tuple, such as (8, 8)')
-    for w in window: window_starts(w, w, stride)
+    _check_window(window, stride)
     def canvas(model, x_t, t, **cond):
-        if x_t.ndim != 1 + len(window): raise ShapeError(f'x_t has shape {tuple(x_t.shape)}; for windows {window} it must have {1 + len(window)} axes')
+        if x_t.ndim != 1 + len(window):
+            raise ShapeError(f'x_t has shape {tuple(x_t.shape)}; for windows {window} '
+                             f'it must have {1 + len(window)} axes')
         total = torch.zeros(*x_t.shape, process.K, dtype=torch.float64, device=x_t.device)
         count = total.new_zeros(x_t.shape[1:])
-        for corner in itertools.product(*(window_starts(n, w, stride) for n, w in zip(x_t.shape[1:], window))):
-            here = (slice(None), *(slice(i, i + w) for i, w in zip(corner, window)))
-            total[here] += clean_logits(process, model(x_t[here], t, **cond), x_t[here]).softmax(-1)
-            count[here[1:]] += 1
+        for place in _windows(x_t.shape[1:], window, stride):
+            here = (slice(None), *place)
+            out = model(x_t[here], t, **cond)
+            total[here] += clean_logits(process, out, x_t[here]).softmax(-1)
+            count[place] += 1
         return (total / count[..., None]).log()
     return Around(model, canvas)
