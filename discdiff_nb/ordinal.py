@@ -293,7 +293,6 @@ def series_mix(
         total = total + term
     return total
 
-# %% ../nbs/07_ordinal.ipynb #41c7be05
 def ahead(
     p: Tensor, # (B, n, K) rows
     used: Tensor, # (B, L) which of the matrices each example meets
