@@ -342,14 +342,15 @@ def code_cells(path):
 
 
 @pytest.mark.parametrize('path', STUDIES, ids=lambda p: p.stem)
-def test_long_work_asks_first(path, capsys, monkeypatch):
+def test_long_work_asks_first(path, capsys, monkeypatch, tmp_path):
     "Run All, where the mark `slow` means nothing, starts none of it."
     monkeypatch.delenv('DISCDIFF_SIZE', raising=False)
+    monkeypatch.chdir(tmp_path) # where nothing is kept
     slow = [source for source in code_cells(path) if '#| slow' in source]
     assert slow
     for source in slow:
         from discdiff_nb.data import asked
-        names = dict(asked=asked, device=lambda: 'cpu') # anything else that it would do is a NameError
+        names = dict(asked=asked, Path=Path, device=lambda: 'cpu') # anything else that it would do is a NameError
         exec(source, names)
         said = capsys.readouterr().out
         assert 'DISCDIFF_SIZE=small' in said and 'minutes' in said and 'CPU' in said

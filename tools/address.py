@@ -27,8 +27,8 @@ if absent():
     %pip install -q git+{url}@{branch}
     invalidate_caches()
 if absent():
-    raise ImportError('pip could not install from the address above; remedy: copy the repository to '
-                      'this machine by another way, and run `%pip install FOLDER` with its folder')'''
+    raise ImportError('pip could not install from the address above; remedy: copy the repository '
+                      'to this machine another way, and run `%pip install FOLDER` on its folder')'''
 ADDRESS = r'https?://[^\s()"\'<>]+?'
 ISSUES = re.compile(ADDRESS + r'(?=/issues/new\b)')
 PIP = re.compile(r'git\+https?://[^\s`\'")]+')
