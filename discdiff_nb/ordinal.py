@@ -75,7 +75,7 @@ def tilted_product(
     log_Q: Tensor, # (K, K) finite logs of a matrix
 ) -> Tensor: # (n, K) log of p Q, every entry to its last digits
     "Matrix products, each tilted by another e^(theta j); log_product for what is left (K17)."
-    j = torch.arange(len(log_Q), dtype=torch.float64)
+    j = torch.arange(len(log_Q), dtype=torch.float64, device=log_Q.device)
     steepest = log_p.diff(dim=1).abs().amax().item()
     n = math.ceil((-log_p.min().item() / 600) ** 0.5) + 1
     out, missing = torch.zeros_like(log_p), torch.ones_like(log_p, dtype=torch.bool)
@@ -143,7 +143,7 @@ class GaussianSteps(DoublyStochastic):
             said = f'the variance beta[{t}] = {schedule.beta[t]:.3g} moves none of the classes'
             raise ScheduleError(f'{said}, K = {K}; allowed is {least:.2g}..1')
     def log_step(self, t: int): # (K, K) log Q_t
-        j = torch.arange(self.K)
+        j = torch.arange(self.K, device=self.log_jump.device)
         i = j[:, None]
         return torch.where(i == j, self.log_stay[t], self.log_jump[t][(i - j).abs()])
     def log_between(self, s: int, t: int): # (K, K) log of Q_{s+1} ... Q_t
