@@ -315,7 +315,7 @@ def frechet_infinity(
     FD = torch.zeros(8, dtype=torch.float64)
     for i, k in enumerate(n.tolist()):
         runs = [frechet_distance(pick(real, k), pick(fake, k)) for _ in range(repeats)]
-        FD[i] = torch.stack(runs).mean()
+        FD[i] = torch.stack(runs).mean().item()
     terms = torch.stack([torch.ones(8), 1 / n], -1).double()
     line = torch.linalg.lstsq(terms, FD[:, None]).solution[:, 0]
     return dict(FD_infinity=line[0].item(), slope=line[1].item(), n=n, FD=FD)
