@@ -191,9 +191,9 @@ def ddim(
 def checked_shape(
     shape: tuple, # of the examples, (B, ...)
 ) -> tuple: # the same
-    "Raise ShapeError unless `shape` is a batch size and at least one more length, all above 0."
+    "Raise ShapeError unless `shape` is a batch size and what one example has, all above 0."
     whole = isinstance(shape, tuple) and all(isinstance(n, int) and n > 0 for n in shape)
-    if whole and len(shape) >= 2: return shape
+    if whole and shape: return shape
     raise ShapeError(f'shape = {shape!r}; give the batch size and what one example has, '
                      'such as (16, 256), all above 0')
 
@@ -225,10 +225,10 @@ def number_of_calls(
     tau: Tensor, # (B, ...) times, 0 where nothing is to be done
 ) -> int: # calls of the network
     "The largest number of distinct times above 0 in one example. Raises ShapeError."
-    if tau.ndim < 2:
+    if tau.ndim == 0:
         raise ShapeError(f'tau has shape {tuple(tau.shape)}; '
                          'give a time for each position, shape (B, ...)')
-    ordered = F.pad(tau.flatten(1).sort(1).values, (1, 0)) # a 0 before the first
+    ordered = F.pad(tau.reshape(len(tau), -1).sort(1).values, (1, 0)) # a 0 before the first
     return int((ordered.diff(dim=1) > 0).sum(1).max())
 
 @checked
@@ -257,7 +257,7 @@ def reveal_in_order(
     _check_masked(process, x_t, tau)
     check_generator(generator, len(x_t))
     for _ in tqdm(range(number_of_calls(tau)), desc='reveal_in_order', delay=5, leave=False):
-        t = tau.flatten(1).amax(1)
+        t = tau.reshape(len(tau), -1).amax(1)
         due = (tau == t.reshape(-1, *[1] * (tau.ndim - 1))) & (tau > 0)
         with evaluating(model): out = model(x_t, t.clamp(min=1))
         logits = clean_logits(process, out, x_t)
@@ -277,7 +277,7 @@ def _check_times(process, x_t, tau):
     _need(process, (Absorbing, Multinomial), 'a table of times')
     check_classes(x_t, process.K, 'x_t')
     check_t(tau.flatten(), process.T, low=0)
-    if tau.shape != x_t.shape or x_t.ndim < 2:
+    if tau.shape != x_t.shape or x_t.ndim == 0:
         raise ShapeError(f'tau {tuple(tau.shape)} and x_t {tuple(x_t.shape)} '
                          'must have one shape (B, ...)')
 
@@ -394,7 +394,7 @@ def _masks_left(process, times, D):
 
 def _keep_surest(x_t, x, score, masked, left):
     "The candidates x at the surest of the masked positions, so that `left` stay masked."
-    score = torch.where(masked, score, math.inf).flatten(1)
+    score = torch.where(masked, score, math.inf).reshape(len(score), -1)
     order = score.argsort(dim=1, descending=True, stable=True)
     surest = (order.argsort(1) < score.shape[1] - left).view(x_t.shape)
     return torch.where(masked & surest, x, x_t)
@@ -563,11 +563,11 @@ def inpaint(
     Raises DiscdiffError, DtypeError, ShapeError, ClassError, NotFiniteError."""
     _need(process, Absorbing, 'inpaint')
     check_keep(keep)
-    if keep.shape != x0.shape or x0.ndim < 2:
+    if keep.shape != x0.shape or x0.ndim == 0:
         raise ShapeError(f'x0 {tuple(x0.shape)} and keep {tuple(keep.shape)} '
                          'must have one shape (B, ...)')
     check_classes(torch.where(keep, x0, 0), process.classes)
-    t = start_time(process, (~keep).double().flatten(1).mean(1))
+    t = start_time(process, (~keep).double().reshape(len(keep), -1).mean(1))
     tau = torch.where(keep, 0, reveal_times(process, tuple(x0.shape), generator, t).to(x0.device))
     return reveal_in_order(process, model, torch.where(keep, x0, process.mask_id), tau, generator)
 

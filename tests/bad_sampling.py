@@ -77,7 +77,7 @@ def bad_sampling(generator):
     yield ddim_step, (gauss, out, noisy, t, t), {}
     yield ddim_step, (gauss, out[:, 1:], noisy, t), {}
     yield ddim_step, (gauss, out, x0, t), {}
-    for shape in ((B,), (), (B, 0), (0, D), (B, -D), [B, D], B, (B, 2.5), None):
+    for shape in ((-B,), (0,), (), (B, 0), (0, D), (B, -D), [B, D], B, (B, 2.5), None):
         yield checked_shape, (shape,), {}
         yield reveal_times, (mask, shape), {}
         yield generate_few_calls, (uniform, model, shape), {}
@@ -85,7 +85,7 @@ def bad_sampling(generator):
     yield reveal_times, (mask, (B, D)), dict(start=t[:-1])
     yield reveal_times, (mask, (B, D)), dict(start=t + T)
     yield reveal_times, (mask, (B, D)), dict(start=t.float())
-    yield number_of_calls, (t,), {}
+    yield number_of_calls, (t[0],), {}
     yield clean_logits, (mask, rand(B, D, K + 1), x0), {}
     yield reveal_in_order, (mask, model, blank, tau + T), {}
     yield reveal_in_order, (mask, model, blank, tau.float()), {}
@@ -94,7 +94,7 @@ def bad_sampling(generator):
     yield reveal_in_order, (mask, model, blank.float(), tau), {}
     yield reveal_in_order, (mask, model, blank, 0 * tau), {}
     yield reveal_in_order, (mask, model, x0, tau), {}
-    yield reveal_in_order, (mask, model, blank[0], tau[0]), {}
+    yield reveal_in_order, (mask, model, blank.flatten()[0], tau.flatten()[0]), {}
     yield log_p_given_times, (mask, model, blank, blank, tau), {}
     yield log_p_given_times, (mask, model, x0[:, 1:], blank, tau), {}
     for share in (-0.1, 1.1, math.nan, None, True): yield Remasking, (K, reciprocal_schedule(T), share), {}
@@ -119,7 +119,7 @@ def bad_sampling(generator):
     for h in (torch.tensor([1.5]), torch.tensor([-0.1]), torch.tensor([math.nan]), torch.tensor(0.5)): yield start_time, (mask, h), {}
     yield inpaint, (mask, model, x0, keep.long()), {}
     yield inpaint, (mask, model, x0, keep[:, 1:]), {}
-    yield inpaint, (mask, model, x0[0], keep[0]), {}
+    yield inpaint, (mask, model, x0.flatten()[0], keep.flatten()[0]), {}
     yield inpaint, (mask, model, x0.float(), keep), {}
     yield inpaint, (mask, model, torch.where(keep, K - 1, x0), keep), {}
     yield window_starts, (D, D + size(1, 3), 1), {}

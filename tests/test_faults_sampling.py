@@ -657,3 +657,17 @@ def test_perfect_networks_of_float32_tables():
     ):
         low, high = (make(process, table, 3)(x, t) for table in (p, p.double()))
         torch.testing.assert_close(low, high, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('sampler', [generate_few_calls, generate_by_confidence, generate])
+def test_examples_of_one_position_are_sampled_without_an_axis_for_it(sampler):
+    "(B,) and (B, 1) are the same examples, drawn alike; holes are filled alike."
+    process = Absorbing(4, reciprocal_schedule(6))
+    def model(x_t, t): return torch.tensor([0.1, 2., -1., 5.]).expand(*x_t.shape, 4)
+    def seed(): return torch.Generator().manual_seed(3)
+    flat = sampler(process, model, (40,), generator=seed())
+    assert flat.shape == (40,) and torch.equal(flat[:, None], sampler(process, model, (40, 1), generator=seed()))
+    keep = torch.arange(40) % 2 == 0
+    filled = inpaint(process, model, flat, keep, seed())
+    assert torch.equal(filled[:, None], inpaint(process, model, flat[:, None], keep[:, None], seed()))
+    assert torch.equal(filled[keep], flat[keep]) and (filled < 3).all()

@@ -58,7 +58,7 @@ def test_kill(tmp_path, whole):
     for i in range(KILLS):
         folder = tmp_path / str(i)
         victim = child(folder)
-        checkpoint, deadline = folder / 'checkpoint.safetensors', time.time() + 60
+        checkpoint, deadline = folder / 'checkpoint.safetensors', time.time() + 600
         while not checkpoint.exists() and time.time() < deadline: time.sleep(0.001)
         time.sleep(moments.uniform(0, 1.0))
         victim.send_signal(signal.SIGKILL)

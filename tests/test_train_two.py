@@ -40,7 +40,7 @@ def two(*words):
     "The same in two processes; what each of them wrote."
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), 'OMP_NUM_THREADS': '1'}
     for name in ('ACCELERATE_USE_CPU', 'ACCELERATE_MIXED_PRECISION'): env.pop(name, None)
-    return subprocess.run([*LAUNCH, __file__, *map(str, words)], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([*LAUNCH, __file__, *map(str, words)], env=env, capture_output=True, text=True, timeout=1200)
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='gloo and signals')
