@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 import torch.nn.functional as F
 from discdiff_nb import nets
+from discdiff_nb.cli import on_the_bound
 from discdiff_nb.core import (Process, Schedule, cosine_schedule, elbo, generate, linear_schedule,
                               reciprocal_schedule, step_times, trajectory)
 from discdiff_nb.d3pm import Absorbing
@@ -90,18 +91,12 @@ def strengths(T): return (0.06, 0.99) if T <= 100 else (0.012, 0.7)
 def ddpm(K, T): return Gaussian(K, linear_schedule(T, 0.1 / T, 20 / T))
 
 
-class OnTheBound(Gaussian):
-    "The DDPM, trained on the bound instead of L_simple."
-    def loss(self, out, x0, x_t, t): return self.L_t(out, x0, x_t, t)
-
-
-
 KERNELS = {
     'absorbing': lambda K, T: Absorbing(K + 1, reciprocal_schedule(T)),
     'uniform': lambda K, T: Multinomial(K, cosine_schedule(T)),
     'ordinal': ordinal,
     'neighbour': neighbour,
-    'Gaussian': lambda K, T: OnTheBound(K, linear_schedule(T, 0.1 / T, 20 / T)),
+    'Gaussian': lambda K, T: on_the_bound(ddpm(K, T)),
     'Gaussian-simple': ddpm,
     'autoregressive': lambda K, T: Chain(K),
 }
