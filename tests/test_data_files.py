@@ -13,9 +13,10 @@ from unittest.mock import patch
 import pytest
 import torch
 from torchvision.datasets import FashionMNIST
-from discdiff_nb import data
+from discdiff_nb import checkpoints, data
+from discdiff_nb.checkpoints import asset
 from discdiff_nb.core import ClassError, DataError, DtypeError, ShapeError
-from discdiff_nb.data import (Images, asset, baselines, clean_text, crops, data_root, decode, encode,
+from discdiff_nb.data import (Images, baselines, clean_text, crops, data_root, decode, encode,
                               fashion_mnist, ngram_bits, ngram_fit, novels27, reduce_levels,
                               text8, text_file, windows)
 
@@ -210,7 +211,7 @@ def test_kept_files_are_fetched_and_checked(tmp_path, monkeypatch):
     line = there / 'line.json'
     line.write_text('[1]')
     home = {'git_url': tmp_path.as_uri(), 'branch': 'main'}
-    with (patch.dict(data.ASSETS, {'line.json': data._sum(line)}),
+    with (patch.dict(checkpoints.ASSETS, {'line.json': checkpoints._sum(line)}),
           patch.dict('discdiff_nb._modidx.d', settings=home)):
         path = asset('line.json')
         assert (path.read_text(), path.parent) == ('[1]', tmp_path / 'assets')

@@ -349,7 +349,7 @@ def test_long_work_asks_first(path, capsys, monkeypatch, tmp_path):
     slow = [source for source in code_cells(path) if '#| slow' in source]
     assert slow
     for source in slow:
-        from discdiff_nb.data import asked
+        from discdiff_nb.runs import asked
         names = dict(asked=asked, Path=Path, device=lambda: 'cpu') # anything else that it would do is a NameError
         exec(source, names)
         said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Write the checksums of nbs/assets into chapter 11: `python tools/assets.py`, then nbdev_export; `--check` only says whether they are current.
+"""Write the checksums of nbs/assets into chapter 15: `python tools/assets.py`, then nbdev_export; `--check` only says whether they are current.
 
 A notebook that is opened alone, as in Colab, fetches what it needs from the repository, and these sums say whether
 what came is what was kept. Pictures (.gif) are shown by a page, not read by a cell, and have no sum.
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 NBS = Path(__file__).resolve().parent.parent / 'nbs'
-NOTEBOOK = NBS / '11_data.ipynb'
+NOTEBOOK = NBS / '15_checkpoints.ipynb'
 IDS = ('a55e7501', 'a55e7502', 'a55e7503', 'a55e7511', 'a55e7512', 'a55e7513')  # of the cells; one holds 20 sums, so that it stays under 25 lines
 DIGITS = 32  # of each sum, in hexadecimal: 128 bits
 
