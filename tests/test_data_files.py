@@ -3,25 +3,28 @@ import gzip
 import hashlib
 import json
 import lzma
+import math
 import threading
 import zipfile
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from pydoc_data.topics import topics
 from unittest.mock import patch
 import pytest
 import torch
-from torchvision.datasets import FashionMNIST
+from fastcore.test import test_close as close
 from discdiff_nb import checkpoints, data
 from discdiff_nb.checkpoints import asset
-from discdiff_nb.core import ClassError, DataError, DtypeError, ShapeError
-from discdiff_nb.data import (Images, baselines, clean_text, crops, data_root, decode, encode,
-                              fashion_mnist, ngram_bits, ngram_fit, novels27, reduce_levels,
-                              text8, text_file, windows)
+from discdiff_nb.core import ClassError, DataError, DtypeError, ShapeError, minibatch
+from discdiff_nb.data import (Images, baselines, clean_text, crops, data_root, decode, digits,
+                              encode, fashion_mnist, ngram_bits, ngram_fit, novels27,
+                              reduce_levels, text8, text_file, windows)
 
-IMAGES, LABELS, TEST_IMAGES, _ = data._FILES
-SHAPES = dict(zip(data._FILES, [(3, 4, 4), (3,), (2, 4, 4), (2,)]))
+FILES = [file.name for file in data._MNIST]
+IMAGES, LABELS, TEST_IMAGES, _ = FILES
+SHAPES = dict(zip(FILES, [(3, 4, 4), (3,), (2, 4, 4), (2,)]))
 TEXT = ('the loaders read what people wrote and say so if it is not whole ' * 40)[:2000]
 
 
@@ -30,15 +33,22 @@ def idx_bytes(x):
     return bytes([0, 0, 8, x.ndim]) + lengths + x.numpy().tobytes()
 
 
+def tiny_files(raw, mirror='http://127.0.0.1:9/'):
+    "A data set of five images with its own checksums; nobody answers at port 9."
+    sums = [hashlib.sha256(content).hexdigest() for content in raw.values()]
+    return data._idx_files('tiny', 'FashionMNIST/raw', mirror, sums)
+
+
+def tiny_images(raw, root, K=256, download=False, mirror='http://127.0.0.1:9/'):
+    return data._idx_images('tiny', tiny_files(raw, mirror), K, root, download)
+
+
 @pytest.fixture
-def tiny(monkeypatch):
-    "A data set of five images with its own checksums: {file: tensor}, {file: bytes}."
+def tiny():
+    "Five images: {file: tensor}, {file: bytes}."
     g = torch.Generator().manual_seed(0)
     want = {f: torch.randint(256, shape, generator=g).to(torch.uint8) for f, shape in SHAPES.items()}
-    raw = {f: idx_bytes(x) for f, x in want.items()}
-    sums = {f: hashlib.sha256(b).hexdigest() for f, b in raw.items()}
-    monkeypatch.setitem(data._IDX, 'tiny', ('tiny', 'FashionMNIST', sums))
-    return want, raw
+    return want, {f: idx_bytes(x) for f, x in want.items()}
 
 
 def put(folder, raw, packed):
@@ -75,10 +85,10 @@ def serve(folder):
 def test_both_layouts_packed_or_not(tiny, tmp_path, folder, packed):
     want, raw = tiny
     put(tmp_path / folder, raw, packed)
-    got = data._idx_images('tiny', 256, tmp_path, download=False)
-    for x, f in zip((got.train, got.train_labels, got.test, got.test_labels), data._FILES):
+    got = tiny_images(raw, tmp_path)
+    for x, f in zip((got.train, got.train_labels, got.test, got.test_labels), FILES):
         assert torch.equal(x, want[f].long())
-    coarse = data._idx_images('tiny', 4, tmp_path, download=False)
+    coarse = tiny_images(raw, tmp_path, K=4)
     assert torch.equal(coarse.test, want[TEST_IMAGES].long() // 64)
 
 
@@ -88,54 +98,61 @@ def test_a_damaged_file_is_named_and_refused(tiny, tmp_path):
     good, page = raw[IMAGES], b'<html>404 Not Found</html>'
     other = bytes([*good[:-1], good[-1] ^ 1]) # one pixel was changed
     cases = [(gzip.compress(good, mtime=0)[:40], 'cannot be read'),
-             (gzip.compress(good[:-5]), 'truncated or damaged'),
+             (gzip.compress(good[:-5]), f'{len(good) - 5} bytes'),
              (page, 'cannot be read'),
-             (gzip.compress(page), '3c 68 74 6d'),
-             (gzip.compress(raw[LABELS]), '00 00 08 01'),
+             (gzip.compress(page), f'{len(page)} bytes'),
+             (gzip.compress(raw[LABELS]), f'{len(raw[LABELS])} bytes'),
              (gzip.compress(other), 'SHA-256')]
     for content, said in cases:
         file.write_bytes(content)
-        message = refusal(data._idx_images, 'tiny', 256, tmp_path, False)
+        message = refusal(tiny_images, raw, tmp_path)
         for part in (said, 'train-images', 'expected', 'delete it and fetch'): assert part in message
     file.write_bytes(gzip.compress(good))
-    whole = data._idx_images('tiny', 256, tmp_path, False)
-    assert torch.equal(whole.train, want[IMAGES].long())
+    assert torch.equal(tiny_images(raw, tmp_path).train, want[IMAGES].long())
 
 
 def test_a_missing_root_or_file_is_named(tiny, tmp_path, monkeypatch):
     (put(tmp_path / 'tiny', tiny[1], packed=True) / f'{IMAGES}.gz').unlink()
     assert 'correct the argument root' in refusal(data_root, tmp_path / 'typo')
-    message = refusal(data._idx_images, 'tiny', 256, tmp_path, False)
-    assert f'tiny: {IMAGES} found' in message and 'labels' not in message
+    message = refusal(tiny_images, tiny[1], tmp_path)
+    assert f'{IMAGES} not found' in message and 'labels' not in message
     monkeypatch.setenv('DISCDIFF_DATA', str(tmp_path / 'typo'))
     assert 'correct DISCDIFF_DATA' in refusal(data_root)
 
 
 def test_no_network_says_what_to_fetch(tmp_path, monkeypatch):
     monkeypatch.setenv('no_proxy', '*')
-    with patch.object(FashionMNIST, 'mirrors', ['http://127.0.0.1:9/']): # where nobody answers
+    nowhere = [file._replace(url=f'http://127.0.0.1:9/{file.name}.gz') for file in data._FASHION_MNIST]
+    with patch.object(data, '_FASHION_MNIST', nowhere): # where nobody answers
         message = refusal(fashion_mnist, root=tmp_path)
-    parts = (*data._FILES, 'the download failed', 'http://127.0.0.1:9/',
+    parts = (*FILES, 'the download failed', 'http://127.0.0.1:9/',
              f'{tmp_path}/fashion-mnist', 'DISCDIFF_DATA')
     for part in parts: assert part in message
+
+
+def test_the_addresses_are_torchvisions():
+    "Whatever moves, torchvision knows first."
+    from torchvision.datasets import MNIST, FashionMNIST
+    for files, kind in ((data._MNIST, MNIST), (data._FASHION_MNIST, FashionMNIST)):
+        assert [f.url for f in files] == [kind.mirrors[0] + name for name, _ in kind.resources]
+        assert {f.folders[1] for f in files} == {f'{kind.__name__}/raw'}
 
 
 def test_images_come_from_a_mirror(tiny, tmp_path, monkeypatch):
     want, raw = tiny
     monkeypatch.setenv('no_proxy', '*')
     mirror = put(tmp_path / 'mirror', raw, packed=True)
-    md5 = [(p.name, hashlib.md5(p.read_bytes()).hexdigest()) for p in sorted(mirror.iterdir())]
     (tmp_path / 'home').mkdir()
-    with serve(mirror) as url, patch.multiple(FashionMNIST, mirrors=[url], resources=md5):
-        got = data._idx_images('tiny', 256, tmp_path / 'home', download=True)
+    with serve(mirror) as url:
+        got = tiny_images(raw, tmp_path / 'home', download=True, mirror=url)
     assert torch.equal(got.train, want[IMAGES].long())
-    again = data._idx_images('tiny', 256, tmp_path / 'home', download=False)
-    assert torch.equal(again.test, got.test)
+    assert torch.equal(tiny_images(raw, tmp_path / 'home').test, got.test)
 
 
-def standin(name, body, url=None):
-    "An entry of the table of texts with another checksum."
-    return {name: (url, data._TEXTS[name][1], hashlib.sha256(body).hexdigest())}
+def standin(files, *contents, url=None):
+    "The same files with other contents."
+    return [file._replace(sha256=hashlib.sha256(content).hexdigest(), url=url)
+            for file, content in zip(files, contents, strict=True)]
 
 
 def test_novels_are_split_by_whole_work(tmp_path):
@@ -144,13 +161,15 @@ def test_novels_are_split_by_whole_work(tmp_path):
     (tmp_path / 'novels27').mkdir()
     (tmp_path / 'novels27/novels27_to1930.txt.xz').write_bytes(lzma.compress(body))
     lengths = tmp_path / 'novels27/novels_to1930_lengths.json'
-    lengths.write_text(json.dumps([(name, len(text)) for name, text in works]))
-    with patch.dict(data._TEXTS, standin('novels27', body)):
+    table = json.dumps([(name, len(text)) for name, text in works])
+    lengths.write_text(table)
+    with patch.object(data, '_NOVELS', standin(data._NOVELS, body, table.encode())):
         got = novels27(tmp_path)
         lengths.write_text('[["work0", 5]]')
-        assert 'counts 5 characters' in refusal(novels27, tmp_path)
+        assert '14 bytes' in refusal(novels27, tmp_path)
         lengths.unlink()
-        assert 'absent' in refusal(novels27, tmp_path)
+        message = refusal(novels27, tmp_path)
+    assert f'{lengths.name} not found' in message and 'no download' in message
     assert (got.valid_names, got.test_names) == (('work4', 'work24'), ('work14', 'work34'))
     assert decode(got.test) == ' '.join(works[i][1] for i in (14, 34)) + ' '
     rest = ''.join(text + ' ' for i, (_, text) in enumerate(works) if i % 10 != 4)
@@ -170,7 +189,7 @@ def test_text8_is_fetched_checked_and_refused(tmp_path, monkeypatch):
     (tmp_path / 'site/text8.zip').write_bytes(zipped(body))
     (tmp_path / 'plain/text8').write_bytes(body)
     with (serve(tmp_path / 'site') as url,
-          patch.dict(data._TEXTS, standin('text8', body, f'{url}text8.zip'))):
+          patch.object(data, '_TEXT8', standin(data._TEXT8, body, url=f'{url}text8.zip'))):
         got = text8(tmp_path / 'home')
         for again in (text8(tmp_path / 'home', download=False), text8(tmp_path / 'plain')):
             assert torch.equal(again.train, got.train)
@@ -185,9 +204,9 @@ def test_text8_is_fetched_checked_and_refused(tmp_path, monkeypatch):
 
 def test_text8_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv('no_proxy', '*')
-    with patch.dict(data._TEXTS, standin('text8', b'', 'http://127.0.0.1:9/text8.zip')):
+    with patch.object(data, '_TEXT8', standin(data._TEXT8, b'', url='http://127.0.0.1:9/text8.zip')):
         message = refusal(text8, tmp_path)
-    parts = ('text8/text8.zip', 'the download failed', '127.0.0.1:9', f'{tmp_path}/text8',
+    parts = ('text8.zip', 'the download failed', '127.0.0.1:9', f'{tmp_path}/text8',
              'DISCDIFF_DATA')
     for part in parts: assert part in message
 
@@ -228,6 +247,43 @@ def test_kept_files_are_fetched_and_checked(tmp_path, monkeypatch):
     assert 'none.json' in refusal(asset, 'none.json')
 
 
+def test_images_keep_their_labels():
+    "Batches taken with the same step and seed belong together."
+    small = digits()
+    where = minibatch(torch.arange(1442), 17, 128, seed=0)
+    assert torch.equal(minibatch(small.train, 17, 128, seed=0), small.train[where])
+    assert torch.equal(minibatch(small.train_labels, 17, 128, seed=0), small.train_labels[where])
+
+
+def test_marginals_of_training_images():
+    "Smoothing costs a little; a level that training never showed costs log2(N + K) bits."
+    small = digits()
+    count = torch.nn.functional.one_hot(small.train, 17).sum(0) / 1442
+    entropy = -torch.special.xlogy(count, count).sum(-1).mean().item() / math.log(2)
+    on_train = baselines(small._replace(test=small.train))['marginals']
+    assert entropy < on_train < entropy + 0.05
+    unseen = made(torch.zeros(14, 1, 1).long(), torch.full((1, 1, 1), 1), 2)
+    close(baselines(unseen)['marginals'], 4, eps=1e-12)
+
+
+def test_grams_are_a_distribution():
+    "Sums over the next character; order 0 by letter frequencies; no order beats noise."
+    g = torch.Generator().manual_seed(0)
+    own = data._cut('help', encode(clean_text(' '.join(topics.values()))))
+    model = ngram_fit(own.train, 6)
+    context = torch.cat([torch.randint(27, (200, 6), generator=g), windows(own.test, 6)[:200]])
+    next_letter = torch.arange(27).repeat(400)[:, None]
+    p = 2**-ngram_bits(model, torch.cat([context.repeat_interleave(27, 0), next_letter], 1))
+    close(p.reshape(7, 400, 27).sum(-1), torch.ones(7, 400).double(), eps=1e-9)
+    N = len(own.train) - 6
+    f = own.train[6:].bincount().double() / N
+    entropy = -torch.special.xlogy(f, f).sum() / math.log(2)
+    excess = ngram_bits(model, own.train)[0].mean() - entropy
+    assert 0 < excess < math.log2(1 + 27 / N)
+    bits = ngram_bits(model, torch.randint(27, (50000,), generator=g)).mean(1)
+    assert bits[0] > math.log2(27) and (bits.diff() > 0).all()
+
+
 def made(train, test, K): return Images('made', train, test, None, None, K)
 def noise(n, K): return torch.randint(K, (n, 8, 8), generator=torch.Generator().manual_seed(n))
 ROW, LETTERS_4 = torch.arange(100), torch.randint(27, (400,), generator=torch.Generator().manual_seed(0))
@@ -244,6 +300,7 @@ WRONG = [
     (baselines, (made(noise(0, 4), noise(2, 4), 4),), DataError),
     (baselines, (made(noise(2, 4), noise(2, 4)[:, 1:], 4),), ShapeError),
     (baselines, (made(noise(2, 4) / 2, noise(2, 4), 4),), DtypeError),
+    (encode, ('no Capital',), ClassError),
     (encode, ('_',), ClassError),
     (encode, ('',), DataError),
     (encode, (b'abc',), DtypeError),
