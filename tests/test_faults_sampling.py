@@ -16,7 +16,7 @@ from discdiff_nb.core import (
     reciprocal_schedule, sigmoid_schedule)
 from discdiff_nb.d3pm import Absorbing
 from discdiff_nb.gaussian import Gaussian, clipped, jump, posterior, target_line, to_classes
-from discdiff_nb.joint import Joint
+from discdiff_nb.joint import Joint, bayes_model
 from discdiff_nb.multinomial import Multinomial
 from discdiff_nb.sampling import (Counted, Remasking, clean_logits, ddim, ddim_step,
                                   generate_by_confidence, generate_few_calls, generated_p, guided,
@@ -671,3 +671,72 @@ def test_examples_of_one_position_are_sampled_without_an_axis_for_it(sampler):
     filled = inpaint(process, model, flat, keep, seed())
     assert torch.equal(filled[:, None], inpaint(process, model, flat[:, None], keep[:, None], seed()))
     assert torch.equal(filled[keep], flat[keep]) and (filled < 3).all()
+
+
+# what the chapter leaves to tests
+
+
+@pytest.mark.parametrize('s, u, t', [(0, 1, 2), (1, 3, 8), (2, 4, 7)])
+def test_two_jumps_of_the_gaussian_posterior_are_one(s, u, t):
+    "From t to u and from u to s: the coefficients of x_0 and x_t, and the variance, of t to s."
+    def stride(s, t): return posterior(cosine_schedule(9), torch.tensor([s]), torch.tensor([t]), 1)
+    a, b, v = stride(s, u)
+    c, d, w = stride(u, t)
+    for got, want in zip((a + b * c, b * d, v + b**2 * w), stride(s, t)):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('eta', [0.25, 0.5, 1.0])
+def test_ddim_spreads_by_eta(eta):
+    "From one x_t, the spread of the step is eta times the posterior's; at eta = 0 there is none."
+    gauss, n = Gaussian(2, cosine_schedule(16), predict='x0'), 40_000
+    x_t, out = torch.full((n, 1), 0.3).double(), torch.ones(n, 1, 1)
+    t, s = torch.full((n,), 9), torch.full((n,), 4)
+    std = posterior(gauss.schedule, s[:1], t[:1], 1)[2].sqrt()
+    spread = ddim(gauss, eta).step(out, x_t, t, s, seed(0)).std() / (eta * std)
+    assert abs(spread - 1) < 4 / (2 * n) ** 0.5
+    still = [ddim(gauss).step(out, x_t, t, s, seed(i)) for i in (0, 1)]
+    assert torch.equal(*still) and still[0].unique().numel() == 1
+
+
+@pytest.mark.parametrize('B', [1, 64])
+def test_a_thousand_steps_take_no_more_calls_than_positions(B):
+    process = Absorbing(5, reciprocal_schedule(1000))
+    def idle(x_t, t): return torch.zeros(*x_t.shape, 5)
+    few, every = Counted(idle), Counted(idle)
+    generate_few_calls(process, few, (B, 256), generator=seed(0))
+    assert 150 < few.calls <= 256
+    generate(process, every, (1, 4), generator=seed(0))
+    assert every.calls == 1000
+
+
+@pytest.mark.parametrize('schedule', [reciprocal_schedule(64), cosine_schedule(64), reciprocal_schedule(10)])
+def test_no_hole_is_filled_at_a_later_time_than_its_start(schedule):
+    "1 - alpha_bar reaches the share unknown at t_0 and not before; each example starts at its own."
+    process, gone, h = Absorbing(3, schedule), 1 - schedule.alpha_bar, torch.arange(0, 11) / 10
+    t_0 = start_time(process, h)
+    assert (gone[t_0] >= h - 1e-6).all() and (gone[t_0 - 1] < h)[1:].all()
+    assert t_0[0] == 0 and t_0[-1] == schedule.T
+    asked, keep = [], torch.rand(500, 8, generator=seed(0)) < 0.6
+    def network(x_t, t):
+        asked.append(t)
+        return torch.zeros(*x_t.shape, 3)
+    inpaint(process, network, torch.zeros(500, 8).long(), keep, seed(0))
+    first = start_time(process, (~keep).double().mean(1))
+    assert (torch.stack(asked).amax(0) <= first.clamp(min=1)).all()
+
+
+def test_a_pair_is_guided_in_both_halves():
+    "One pixel of three levels and one letter: the label's own law at weight 1, exaggerated at 3."
+    linear = linear_schedule(8, 0.1, 0.6)
+    pair = Joint(Gaussian(3, linear, predict='x0'), Multinomial(2, linear))
+    tables = torch.tensor([[[0.4, 0.1], [0.2, 0.1], [0.1, 0.1]], [[0.05, 0.1], [0.1, 0.2], [0.1, 0.45]]]).double()
+    experts = [bayes_model(pair, p) for p in (*tables, sum(tables) / 2)]  # label 0, label 1, no label
+    def one_label(z_t, t, y): return experts[int(y[0])](z_t, t)
+    labels, right, level_2 = torch.ones(2000).long(), tables[1].sum(1)[2], {}
+    for w in (1.0, 3.0):
+        x, letter = generate(pair, guided(one_label, labels, 2, w), ((2000, 1), (2000, 1)), generator=seed(0))
+        level_2[w] = (x == 2).double().mean()
+        assert w == 1 or (letter == 1).double().mean() > tables[1].sum(0)[1] + 0.05
+    assert abs(level_2[1.0] - right) < 0.06  # eight Gaussian steps are not exact
+    assert level_2[3.0] > right + 0.05
