@@ -6,15 +6,17 @@
 __all__ = ['check_Q', 'path_joint', 'conditional', 'states', 'index_of', 'Q_between', 'all_positions', 'reverse_matrix',
            'log_prior_of_states', 'exact_log_p', 'path_elbo', 'kl_elbo', 'normalize', 'times_matrix', 'pick_rows',
            'DenseNoise', 'Dense', 'table_model', 'judge_posterior', 'judge_reverse', 'judge_elbo', 'judge_counts',
-           'judge_samples', 'judge', 'compare_lines', 'judge_answer']
+           'judge_samples', 'judge', 'compare_lines', 'judge_answer', 'path_log_weights', 'transition_density',
+           'decoder_probability', 'quadrature_log_p', 'quadrature_elbo', 'level_posterior', 'bayes_network']
 
 # %% ../nbs/02_oracle.ipynb #b1da50ce
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 from torch.nn import functional as F
 from .core import (Process, ScheduleError, ShapeError, check_classes, check_logits,
-                              check_t, checked, evaluating, generate, kl_categorical,
-                              sample_categorical, sum_positions)
+                              check_t, checked, evaluating, gather_t, generate, kl_categorical,
+                              randn, sample_categorical, sum_positions)
 
 # %% ../nbs/02_oracle.ipynb #65a11e27
 def check_Q(
@@ -428,3 +430,135 @@ def judge_answer(
             said = f'{name}, case {i + 1} of {n}: {case} gives {got}, right is {want} ({e})'
             raise AssertionError(said) from None
     print(f'{name}: right in {n} of {n} random cases')
+
+# %% ../nbs/02_oracle.ipynb #5577f0a4
+@checked
+@torch.no_grad()
+def path_log_weights(
+    process: Process, # under test; a Gaussian one (chapter 04)
+    model, # network: out = model(x_t, t)
+    x0: Tensor, # (B, ...) clean classes
+    generator=None, # on x0's device: one, or a list of one per example
+) -> Tensor: # (B,) nats, float64; minus their mean is L, the mean of their exponential p(x_0)
+    "log p(x_0:T) - log q(x_1:T | x_0) along one forward path per example (K2, K3, K6)."
+    x_s = 2 * x0.double() / (process.K - 1) - 1
+    total = 0.
+    for time in range(1, process.T + 1):
+        t = torch.full(x0.shape[:1], time, device=x0.device)
+        alpha = gather_t(process.schedule.alpha, t, x0.ndim)
+        q = Normal(alpha.sqrt() * x_s, (1 - alpha).sqrt())
+        x_t = q.loc + q.scale * randn(x0.shape, generator, x0.device, torch.float64)
+        out = model(x_t, t)
+        if time == 1: log_p = -process.L_t(out, x0, x_t, t)
+        else:
+            mean, var = process.p_posterior(out, x_t, t)
+            log_p = sum_positions(Normal(mean, var.sqrt()).log_prob(x_s))
+        total = total + log_p - sum_positions(q.log_prob(x_t))
+        x_s = x_t
+    return total + sum_positions(Normal(0., 1.).log_prob(x_s))
+
+# %% ../nbs/02_oracle.ipynb #0ee315e8
+def transition_density(
+    process: Process, # under test; a Gaussian one
+    model, # network: out = model(x_t, t), D = 1
+    x_t: Tensor, # (n,) grid of x_t, float64
+    x_s: Tensor, # (m,) grid of x_{t-1}
+    t: int, # 2..T
+) -> Tensor: # (n, m)
+    "p(x_{t-1} | x_t) on two grids (K2)."
+    x_t, times = x_t[:, None], torch.full((len(x_t),), t)
+    mean, var = process.p_posterior(model(x_t, times), x_t, times)
+    return Normal(mean, var.sqrt()).log_prob(x_s).exp()
+
+def decoder_probability(
+    process: Process, # under test; a Gaussian one
+    model, # network: out = model(x_t, t), D = 1
+    x_1: Tensor, # (n,) grid of x_1, float64
+) -> Tensor: # (K, n)
+    "p(x_0 | x_1) of every level (K2)."
+    x_1, t = x_1[:, None], torch.ones(len(x_1), dtype=torch.long)
+    out = model(x_1, t)
+    levels = [torch.full_like(x_1, k, dtype=torch.long) for k in range(process.K)]
+    return torch.stack([(-process.L_t(out, x0, x_1, t)).exp() for x0 in levels])
+
+# %% ../nbs/02_oracle.ipynb #3ea48f52
+@torch.no_grad()
+def quadrature_log_p(
+    process: Process, # under test; a Gaussian one
+    model, # network: out = model(x_t, t), D = 1
+    grid: Tensor, # (n,) even, finer than the narrowest step, as wide as x_t gets, float64
+) -> Tensor: # (K,) log p_theta(x_0) of every level, nats
+    "The exact likelihood of one entry by integrating x_T, ..., x_1 out in turn (K2)."
+    # the decoder switches level within a few thousandths: x_1 has a finer grid
+    fine = torch.linspace(grid[0], grid[-1], 16 * (len(grid) - 1) + 1, dtype=grid.dtype)
+    x = grid if process.T > 1 else fine
+    p = Normal(0., 1.).log_prob(x).exp()
+    for t in range(process.T, 1, -1):
+        dx, seen = x[1] - x[0], p > 1e-16 * p.max()
+        x_s = grid if t > 2 else fine
+        p = dx * p[seen] @ transition_density(process, model, x[seen], x_s, t)
+        x = x_s
+    dx = x[1] - x[0]
+    return (dx * decoder_probability(process, model, x) @ p).log()
+
+# %% ../nbs/02_oracle.ipynb #261c908f
+@torch.no_grad()
+def quadrature_elbo(
+    process: Process, # under test; a Gaussian one
+    model, # network: out = model(x_t, t), D = 1
+    n: int = 400, # points in the noise, which runs from -8 to 8
+) -> Tensor: # (T+1, K) nats: row 0 is L_T, row t the mean of L_t, for every level; they add up to L
+    "The terms of the bound of one entry, the expectations as sums over the noise (K6)."
+    K = process.K
+    eps = torch.linspace(-8, 8, n, dtype=torch.float64)
+    weight = torch.softmax(-eps ** 2 / 2, 0)
+    x0 = torch.arange(K).repeat_interleave(n)[:, None] # each level with each noise
+    noise = eps.repeat(K)[:, None]
+    terms = [process.L_T(torch.arange(K)[:, None])]
+    for time in range(1, process.T + 1):
+        t = torch.full((K * n,), time)
+        alpha_bar = process.schedule.alpha_bar[time]
+        level = 2 * x0.double() / (K - 1) - 1
+        x_t = alpha_bar.sqrt() * level + (1 - alpha_bar).sqrt() * noise
+        L_t = process.L_t(model(x_t, t), x0, x_t, t)
+        terms.append(L_t.reshape(K, n) @ weight)
+    return torch.stack(terms)
+
+# %% ../nbs/02_oracle.ipynb #58b2d5d1
+@checked
+def level_posterior(
+    process: Process, # a Gaussian one
+    p_x0: Tensor, # (K,) how often each level occurs, float64
+    x_t: Tensor, # (B, ...) noisy levels
+    t: Tensor, # (B,) times 1..T
+) -> Tensor: # (B, ..., K) p(x_0 | x_t) of entries that are independent of each other
+    "Bayes' rule over the K levels (K10)."
+    alpha_bar = gather_t(process.schedule.alpha_bar, t, x_t.ndim + 1)
+    levels = 2 * torch.arange(process.K, device=x_t.device).double() / (process.K - 1) - 1
+    q = Normal(alpha_bar.sqrt() * levels, (1 - alpha_bar).sqrt())
+    return (p_x0.to(x_t.device).log() + q.log_prob(x_t[..., None])).softmax(-1)
+
+# %% ../nbs/02_oracle.ipynb #cdb6f7ae
+def bayes_network(
+    process: Process, # a Gaussian one, not clipped
+    p_x0: Tensor, # (K,) how often each level occurs, float64
+): # out = model(x_t, t), for entries that are independent of each other
+    "The optimal network for one table of levels: the true step's mean and variance (K10, D2)."
+    def step(answer, share, x_t, t): # mean and variance of the model's step
+        values = (answer, share)[:process.channels]
+        out = torch.stack([torch.full_like(x_t, v, dtype=torch.float64) for v in values], -1)
+        return process.p_posterior(out, x_t, t)
+    @checked
+    def model(x_t, t):
+        p = level_posterior(process, p_x0, x_t, t)
+        x0 = torch.arange(process.K, device=x_t.device).expand(p.shape)
+        means, _ = process.q_posterior(x0, x_t[..., None].expand(p.shape), t)
+        mean = (p * means).sum(-1)
+        at_0, low = step(0., -40., x_t, t)
+        at_1, high = step(1., 40., x_t, t)
+        answer = (mean - at_0) / (at_1 - at_0) # the step's mean is a line in the answer
+        if process.channels == 1: return answer[..., None]
+        var = low + (p * (means - mean[..., None]) ** 2).sum(-1)
+        share = (var / low).log() / (high / low).log()
+        return torch.stack([answer, share.clamp(0, 1).logit()], -1)
+    return model

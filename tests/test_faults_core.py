@@ -192,7 +192,7 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
                               lambda top: (below(top),))],
     'gaussian.step_kl': [(lambda x, t: step_kl(LEVELS, x, floats(t).double(), torch.ones(1), t),
                           lambda top: (times(top), times(top)))],
-    'gaussian.level_posterior': [(lambda t: level_posterior(LEVELS, torch.ones(1024).double() / 1024,
+    'oracle.level_posterior': [(lambda t: level_posterior(LEVELS, torch.ones(1024).double() / 1024,
                                                             floats(t), t),
                                   lambda top: (times(top),))],
     'gaussian.log_bin': [(lambda x: log_bin(x, 1024, torch.zeros(len(x)), torch.ones(len(x))), lambda top: (below(top),))],
@@ -200,9 +200,9 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
     'gaussian.reverse_step': [(lambda s: reverse_step(floats(s), floats(s) ** 2, s, floats(s), 9, seeds(0)[0]), lambda top: (times(top),))],
     'gaussian.ancestral_step': [(lambda s, t: ancestral_step(LEVELS, answers(t), floats(t), t, s, seeds(0)[0]), lambda top: (times(top)[:-1], times(top)[1:]))],
     'gaussian.level_loss': [(lambda x, t: level_loss(LEVELS, answers(t), x, floats(t), t), lambda top: (times(top), times(top)))],
-    'gaussian.path_log_weights': [(lambda x: path_log_weights(Gaussian(1024, linear_schedule(3)), lambda x_t, t: 0 * x_t[..., None], x, seeds(0)[0]),
+    'oracle.path_log_weights': [(lambda x: path_log_weights(Gaussian(1024, linear_schedule(3)), lambda x_t, t: 0 * x_t[..., None], x, seeds(0)[0]),
                                    lambda top: (column(top),))],
-    'gaussian.bayes_network': [(lambda t: bayes_network(LEVELS, torch.full((1024,), 1 / 1024).double())(floats(t), t), lambda top: (times(top),))],
+    'oracle.bayes_network': [(lambda t: bayes_network(LEVELS, torch.full((1024,), 1 / 1024).double())(floats(t), t), lambda top: (times(top),))],
     'vae.hvae_tables': [(lambda x: hvae_tables(*HIERARCHY, x), one(k)) for k in (0, 1, 4)],
     'vae.hvae_elbo': [(lambda x: hvae_elbo(*HIERARCHY, x), one(k)) for k in (0, 1, 4)],
     'vae.vdm_terms': [(lambda x: vdm_terms(uniform_Q(3, 2), uniform_Q(3, 2), torch.tensor([0.5, 0.5]).double(), x), one(k)) for k in (0, 1)],
@@ -215,8 +215,8 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
 OTHERS = {'core': 'minibatch pixel_marginals '
                   'as_int64 checked check_keep check_logits check_finite tables_on sum_positions as_tuple class_remedy time_remedy '
                   'check_bound bound_terms check_known',
-          'oracle': 'normalize', 'gaussian': 'log_normal to_classes inverse_mills_ratio prior_kl '
-                                              'transition_density',
+          'oracle': 'normalize transition_density',
+          'gaussian': 'log_normal to_classes inverse_mills_ratio prior_kl',
           'vae': 'log_prob_diagonal gaussian_path', 'multinomial': ''}
 
 
