@@ -448,7 +448,7 @@ def ddpm_loss(
 class Gaussian(GaussianNoise):
     "Gaussian diffusion of K levels (Ho et al. 2020; K1, K5, K6, K13, D2). Raises as check_choices."
     stepper = staticmethod(ancestral_step) # another sampler (chapter 17) puts its function here
-    criterion = staticmethod(ddpm_loss) # on_the_bound (chapter 27) puts another function here
+    criterion = staticmethod(ddpm_loss) # on_the_bound (chapter 19) puts another function here
     def __init__(self,
         K: int, # levels, at least 2
         schedule: Schedule, # every beta[t] above 0; alpha_bar[T] too if eps is predicted

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discdiff_nb import cli
+from discdiff_nb import cli, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ('torch', 'matplotlib', 'numpy', 'sklearn', 'accelerate')
@@ -321,10 +321,10 @@ def test_on_the_bound_holds_no_other_process():
     plain = Gaussian(9, linear_schedule(20, 0.01, 0.3))
     x0, t = torch.randint(9, (6, 5), generator=g), torch.tensor([1, 2, 5, 10, 15, 20])
     x_t, out = plain.q_sample(x0, t, g), 9 * torch.randn(6, 5, 1, generator=g)
-    bound = cli.on_the_bound(plain)
+    bound = runs.on_the_bound(plain)
     assert not torch.equal(plain.loss(out, x0, x_t, t), plain.L_t(out, x0, x_t, t)) # and it stays what it was
     for make in (clipped, ddim):
-        for both in (cli.on_the_bound(make(plain)), make(bound)):
+        for both in (runs.on_the_bound(make(plain)), make(bound)):
             for process in (both, copy.copy(both), copy.deepcopy(both), pickle.loads(pickle.dumps(both))):
                 torch.testing.assert_close(process.loss(out, x0, x_t, t), process.L_t(out, x0, x_t, t))
                 torch.testing.assert_close(process.L_t(out, x0, x_t, t), make(plain).L_t(out, x0, x_t, t))

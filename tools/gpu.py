@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 import torch.nn.functional as F
 from discdiff_nb import nets
-from discdiff_nb.cli import on_the_bound
+from discdiff_nb.runs import on_the_bound, origin
 from discdiff_nb.core import (Process, Schedule, cosine_schedule, elbo, generate, linear_schedule,
                               reciprocal_schedule, step_times, trajectory)
 from discdiff_nb.d3pm import Absorbing
@@ -41,7 +41,6 @@ from discdiff_nb.data import decode, digits, fashion_mnist, novels27, text_file,
 from discdiff_nb.gaussian import Gaussian, clipped, to_classes
 from discdiff_nb.multinomial import Multinomial
 from discdiff_nb.checkpoints import halved, restore
-from discdiff_nb.runs import origin
 from discdiff_nb.sampling import ddim, generate_few_calls, guided, inpaint
 from discdiff_nb.checkpoints import save_tensors
 from discdiff_nb.train import fit
