@@ -19,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
-import matplotlib.pyplot as plt
+
+# %% ../nbs/19_runs.ipynb #b758036e
 import torch
 from torch import Tensor, nn
 import discdiff_nb
@@ -35,7 +36,6 @@ from .multinomial import Multinomial
 from .nets import NETS
 from .ordinal import DiscretizedGaussian, NearestNeighbour, calibrate
 from .train import fit
-from .viz import grid, markdown_table
 
 # %% ../nbs/19_runs.ipynb #b19a0002
 def bound_term(process, out, x0, x_t, t):
@@ -77,6 +77,7 @@ def neighbour(K: int, T: int) -> NearestNeighbour: # levels; steps
     def family(c): return NearestNeighbour(levels, linear_schedule(T, c / 100, c), max(2, K // 4))
     return calibrate(family, 1e-3, *strengths(T), steps=12)
 
+# %% ../nbs/19_runs.ipynb #b19a003b
 def gaussian(K: int, T: int) -> Gaussian: # levels; steps
     "The DDPM's noise, trained on the bound."
     return on_the_bound(Gaussian(K, linear_schedule(T, 0.1 / T, 20 / T)))
@@ -281,8 +282,10 @@ def show_chain(
     steps: int = 250, # network calls
     times: tuple = (1000, 700, 400, 200, 0), # rows, from noise to clean; of a chain of 250 steps
     seed: int = 1, # of the chain
-) -> plt.Figure: # one row for each time, one column for each digit
+): # a figure: one row for each time, one column for each digit
     "Digits on their way out of the noise. Raises TimeError."
+    from matplotlib import pyplot as plt # here: it takes long to import
+    from discdiff_nb.viz import grid
     process, g = measured(run.process), torch.Generator().manual_seed(seed)
     chain = dict(trajectory(process, run.model, (n, 8, 8), steps, g))
     fig, axes = plt.subplots(len(times), 1, figsize=(0.6 * n + 0.8, 0.68 * len(times)))
@@ -310,6 +313,7 @@ def digits_table(
     folder: Path = Path('assets'), # where they are kept
 ) -> str: # Markdown
     "Bits per pixel of 355 held-out digits, and what is reached without a model."
+    from discdiff_nb.viz import markdown_table
     rows, last = {}, digits_log(names[-1], folder)['results']
     for name in names:
         log = digits_log(name, folder)
