@@ -208,7 +208,7 @@ def plot_loss(
     losses = np.asarray(losses, dtype=float)
     n = max(1, len(losses) // 50)
     mean = np.convolve(losses, np.ones(n) / n, 'valid')
-    ax.plot(steps, losses, color=COLORS['noise'], lw=0.6)
+    ax.plot(steps, losses, color=COLORS['model'], alpha=0.4, lw=0.6)
     ax.plot(steps[n - 1:], mean, color=COLORS['model'], label=f'mean of {n} steps')
     ax.set(xlabel='step', ylabel=f'loss ({unit})')
     ax.legend()
@@ -284,7 +284,7 @@ def plot_bars(
     fig, ax = plt.subplots(figsize=(6, 0.4 * len(values) + 0.8), facecolor='white')
     names = list(values)[::-1] # matplotlib counts from below
     lengths = [values[name] for name in names]
-    colors = [COLORS['noise']] * (len(names) - 1) + [COLORS['model']]
+    colors = ['lightgray'] * (len(names) - 1) + [COLORS['model']]
     spread = [(errors or {}).get(name, 0) for name in names]
     bars = ax.barh(names, lengths, color=colors, xerr=spread)
     ax.bar_label(bars, fmt='%.2f', padding=4)

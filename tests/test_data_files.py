@@ -144,6 +144,12 @@ def test_images_come_from_a_mirror(tiny, tmp_path, monkeypatch):
     mirror = put(tmp_path / 'mirror', raw, packed=True)
     (tmp_path / 'home').mkdir()
     with serve(mirror) as url:
+        refusal(tiny_images, raw, tmp_path / 'home', download=False, mirror=url)
+        assert not list((tmp_path / 'home').iterdir()) # nobody asked for a download
+        (mirror / f'{IMAGES}.gz').rename(mirror / 'hidden')
+        message = refusal(tiny_images, raw, tmp_path / 'home', download=True, mirror=url)
+        assert 'the download failed' in message and f'{IMAGES}, {LABELS}' in message
+        (mirror / 'hidden').rename(mirror / f'{IMAGES}.gz')
         got = tiny_images(raw, tmp_path / 'home', download=True, mirror=url)
     assert torch.equal(got.train, want[IMAGES].long())
     assert torch.equal(tiny_images(raw, tmp_path / 'home').test, got.test)
