@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROCESSES', 'bound_term', 'on_the_bound', 'absorbing', 'uniform', 'strengths', 'ordinal', 'neighbour', 'gaussian',
            'Job', 'digits_job', 'Examples', 'examples', 'network', 'asked', 'weights_folder', 'commit', 'origin',
-           'load_or_train', 'measured', 'bound_bits', 'Trained', 'run_job', 'chunks', 'show_chain', 'digits_log',
+           'load_or_train', 'measured', 'bound_bits', 'Trained', 'chunks', 'run_job', 'show_chain', 'digits_log',
            'digits_table', 'read_results', 'once', 'first_finished']
 
 # %% ../nbs/19_runs.ipynb #b758036d
@@ -103,6 +103,7 @@ class Job:
     labelled: bool = False # does the network read the label?
     mixed_precision: str = 'no' # or bf16, fp16
 
+# %% ../nbs/19_runs.ipynb #b19a004b
 def digits_job(
     process: str, # a name of PROCESSES
     **changes, # of the fields of Job, such as steps=200
@@ -133,6 +134,7 @@ def examples(
     y, y_test = images.train_labels.to(device), images.test_labels.to(device)
     return Examples(train, test, dict(y=y), dict(y=y_test), images.K)
 
+# %% ../nbs/19_runs.ipynb #b19a006b
 def network(
     job: Job, # whose seed draws the weights
     process: Process, # of the job
@@ -249,6 +251,11 @@ class Trained(NamedTuple):
     model: nn.Module # in eval mode, weights rounded as they are kept
     log: dict # settings, results, seed, minutes, machine, commit
 
+def chunks(x: list, n: int) -> list: # of lists of n; the last may be shorter
+    "A list in parts."
+    return [x[i:i + n] for i in range(0, len(x), n)]
+
+# %% ../nbs/19_runs.ipynb #b19a009b
 def run_job(
     job: Job, # what to train
     folder: Path = Path('assets'), # where its weights are kept
@@ -270,10 +277,6 @@ def run_job(
         curve = [sum(part) / len(part) / math.log(2) for part in chunks(losses, 50)]
         return model, dict(curve=curve, **bound_bits(process, model, data.test, data.test_cond))
     return Trained(process, *load_or_train(path, net, asdict(job), train))
-
-def chunks(x: list, n: int) -> list: # of lists of n; the last may be shorter
-    "A list in parts."
-    return [x[i:i + n] for i in range(0, len(x), n)]
 
 # %% ../nbs/19_runs.ipynb #b19a0014
 def show_chain(
@@ -308,6 +311,7 @@ def digits_log(
     "What is kept of a job on the digits. Raises DataError, CheckpointError."
     return load_tensors(asset(f'digits_{name}.safetensors', folder))[1]
 
+# %% ../nbs/19_runs.ipynb #b19a015b
 def digits_table(
     *names: str, # of jobs on the digits; the last one is compared with all before it
     folder: Path = Path('assets'), # where they are kept
