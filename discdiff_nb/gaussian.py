@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from .core import (ClassError, DiscdiffError, DtypeError, Process, Schedule,
                               ScheduleError, ShapeError, TimeError, alpha_between, check_classes,
-                              check_finite, checked, device_of, randn, sum_positions)
+                              check_finite, checked, device_of, maybe_any, randn,
+                              sum_positions)
 from .oracle import (bayes_network, decoder_probability, level_posterior,
                                 path_log_weights, quadrature_elbo, quadrature_log_p,
                                 transition_density)
@@ -425,7 +426,7 @@ def level_loss(
     var_p = reverse_variance(process.schedule, process.variance, t - 1, t, out[..., -1])
     L = step_kl(process, x0, x0_hat, var_p, t)
     first = (t == 1).reshape(-1, *[1] * (x0.ndim - 1))
-    if first.any(): L = torch.where(first, decoder_nll(process, x0, x0_hat, var_p), L)
+    if maybe_any(first): L = torch.where(first, decoder_nll(process, x0, x0_hat, var_p), L)
     return check_finite(sum_positions(L), 'L_t')
 
 # %% ../nbs/04_gaussian.ipynb #6c2a1f58

@@ -53,9 +53,10 @@ def waves(
 def class_levels(
     K: int, # number of classes
     ordered_classes: int, # the first so many of them are ordered, 2..K
+    device: torch.device | None = None, # where to make it
 ) -> Tensor: # (K,) -1..1 for the ordered classes, 0 for the others
     "Where each class lies on the scale from darkest to brightest."
-    k = torch.arange(K)
+    k = torch.arange(K, device=device)
     return torch.where(k < ordered_classes, 2 * k / max(ordered_classes - 1, 1) - 1, 0.)
 
 # %% ../nbs/13_nets.ipynb #7cb66123
@@ -401,7 +402,7 @@ def answer(
     "K logits: free, or logistics over the levels (a mask gets 0); and the residual (D-net)."
     x = as_int64(x)
     if net.logistic:
-        levels = class_levels(net.K, net.ordered_classes).to(x.device)
+        levels = class_levels(net.K, net.ordered_classes, x.device)
         centre = levels[x] if net.input_residual else None
         logits = mixture_logits(out, net.ordered_classes, centre)
         return F.pad(logits, (0, net.K - net.ordered_classes))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .core import (DataError, Process, Schedule, ScheduleError, ShapeError, checked,
-                              device_of, gather_t, randint, tables_on)
+                              device_of, gather_t, on_device, randint)
 from .multinomial import Categorical
 
 # %% ../nbs/07_ordinal.ipynb #810d8972
@@ -176,13 +176,15 @@ class DiscretizedGaussian(GaussianTable):
     "Ordered classes (Austin et al. 2021, A.2.3; K19). Raises ScheduleError, ClassError."
     def log_steps(self, x, t): # (B, ..., K) log q(x_t | x_{t-1} = x)
         ones = (1,) * (x.ndim - 1)
-        log_stay, log_jump = tables_on(self, x, 'log_stay', 'log_jump')
+        log_stay = on_device(self.log_stay, x.device)
+        log_jump = on_device(self.log_jump, x.device)
         stay, jump = (table[t].reshape(-1, *ones, self.K) for table in (log_stay, log_jump))
         n = (x[..., None] - torch.arange(self.K, device=x.device)).abs()
         return torch.where(n == 0, stay, jump.expand(n.shape).gather(-1, n))
     def log_row(self, x_s, s, t):
         if s.any(): return self.between(x_s, s, t, columns=False)
-        half, log_half = tables_on(self, x_s, 'half', 'log_half')
+        half = on_device(self.half, t.device)
+        log_half = on_device(self.log_half, t.device)
         log_Q, in_logs = turned_rows(half, x_s, t).log(), t < len(log_half)
         if in_logs.any(): log_Q[in_logs] = turned_rows(log_half, x_s[in_logs], t[in_logs])
         return log_Q
@@ -190,7 +192,7 @@ class DiscretizedGaussian(GaussianTable):
         if (s == t - 1).all(): return self.log_steps(x_t, t)
         return self.between(x_t, s, t, columns=True)
     def mix_probs(self, p, s): # p Q_bar_s; the second half of the classes by turning the scale
-        half, k = tables_on(self, s, 'half')[0][s], self.K // 2
+        half, k = on_device(self.half, s.device)[s], self.K // 2
         first, second = p[..., :self.K - k], p[..., self.K - k:]
         return first @ half + (second.flip(-1) @ half[:, :k]).flip(-1)
 
@@ -336,7 +338,8 @@ class ShortWalk(DoublyStochastic):
         self.unit, self.P = 1 / (4 * self.rate), A + torch.diag(self.rate - A.sum(1))
         self.d, self.log_first, self.rho = first_terms(A, self.unit)
     def short(self, x, tau): # (B, n, K) log of rows x (B, n) of e^(tau R); None takes all rows
-        d, log_first, rho = tables_on(self, tau, 'd', 'log_first', 'rho')
+        tables = (self.d, self.log_first, self.rho)
+        d, log_first, rho = (on_device(table, tau.device) for table in tables)
         tau, rows = tau[:, None, None], slice(None) if x is None else x
         d, log_first = d[rows], log_first[rows]
         later = torch.zeros_like(d * tau)
@@ -371,13 +374,14 @@ class GraphWalk(GraphTable):
         return rest, (units.long()[:, None] & powers) > 0
     def short_mix(self, p, tau): # p e^(tau R), at most one unit: few rows by the series
         if p.shape[1] <= 16:
-            P, terms = tables_on(self, p, 'P')[0], len(self.rho) + int(self.d.max())
+            P, terms = on_device(self.P, p.device), len(self.rho) + int(self.d.max())
             return series_mix(p, P, tau, terms) * (-self.rate * tau).exp()[:, None, None]
         few = max(1, 2 ** 22 // self.K ** 2)
         parts = zip(p.split(few), tau.split(few))
         return torch.cat([p_few @ self.short(None, u).exp() for p_few, u in parts])
     def log_ahead(self, log_p, used): # log of ahead(p, used, levels), in logs where they underflow
-        (levels, log_levels), far = tables_on(self, log_p, 'levels', 'log_levels'), self.far
+        tables, far = (self.levels, self.log_levels), self.far
+        levels, log_levels = (on_device(table, log_p.device) for table in tables)
         for Q, log_Q, here in zip(levels, log_levels[:far], used.T):
             if not here.any(): continue
             rows = product_log(log_p[here].flatten(0, 1), Q, log_Q)
@@ -403,7 +407,7 @@ class NearestNeighbour(GraphWalk):
         if p.shape[1] > self.K: return super().mix_probs(p, s)
         tau = gather_t(self.tau, s, 1)
         rest, used = self.digits(tau)
-        p = ahead(self.short_mix(p, rest), used, tables_on(self, p, 'levels')[0])
+        p = ahead(self.short_mix(p, rest), used, on_device(self.levels, p.device))
         return torch.where(tau[:, None, None] < math.inf, p, p.sum(-1, keepdim=True) / self.K)
 
 # %% ../nbs/07_ordinal.ipynb #f032949e

@@ -1,15 +1,23 @@
-"""A pretended GPU: tensors that compute on the CPU, say that they are on cuda, and refuse to meet tensors that are not."""
+"""A pretended GPU: tensors that compute on the CPU, say that they are on cuda, refuse to meet tensors that are not, and count what would wait
+for the device."""
 
 import contextlib
+import sys
 from types import FunctionType
 from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype as by_device
 from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA, Generator, autocast = torch.device('cuda', 0), torch.Generator, torch.autocast
 MAY_MIX = {'copy_', 'set_', 'device', 'data', 'grad', '__set__', '__get__'}
+# what reads a value of the device, or a size that depends on values
+READS = {'item', 'tolist', '__bool__', '__int__', '__float__', '__complex__', '__index__', '__format__', '__repr__', '__contains__', 'is_nonzero',
+         'equal', 'allclose', 'nonzero', 'argwhere', 'masked_select', 'unique', 'unique_consecutive', '_unique', '_unique2', 'bincount',
+         '_unique_impl', '_unique_consecutive_impl', '_local_scalar_dense'}
+MAKES = {'tensor', 'as_tensor', 'asarray', 'new_tensor', 'new'} # what sends numbers of Python to the device
 
 
 class Elsewhere(torch.Tensor):
@@ -55,16 +63,64 @@ def moved(x, args, kwargs):
     return there(y) if far else y
 
 
+def reads_index(x, index):
+    "Does x[index] need a value of the device, or a copy to it?"
+    for i in index if isinstance(index, tuple) else (index,):
+        if isinstance(i, list) and is_there(x): return True
+        if isinstance(i, torch.Tensor) and (is_there(i) and (i.dtype in (torch.bool, torch.uint8) or i.ndim == 0) or is_there(x) and not is_there(i) and i.ndim):
+            return True
+    return False
+
+
+def waits(name, args, kwargs, tensors):
+    "Would the host wait for the device here? Copies between them are counted by `Pretend.copied`."
+    far = any(map(is_there, tensors))
+    if name in READS: return far
+    if name in MAKES: return far and name.startswith('new') or is_far(kwargs.get('device')) and not any(map(is_there, tensors))
+    if name in ('__getitem__', '__setitem__'): return reads_index(args[0], args[1])
+    if name in ('index_put', 'index_put_'): return reads_index(args[0], tuple(args[1] if len(args) > 1 else kwargs['indices']))
+    if name == 'where': return len(args) == 1 and far or far and any(not is_there(x) for x in tensors)
+    if name == 'repeat_interleave': return far and isinstance(args[-1], torch.Tensor) and kwargs.get('output_size') is None
+    if name == 'copy_': return is_there(args[0]) != is_there(args[1]) and not (kwargs.get('non_blocking') and is_pinned(args[1]))
+    return False
+
+
+def is_pinned(x): return getattr(x, 'in_pinned_memory', False)
+
+
+def caller():
+    "The innermost line of the package that is being run, `checked` left out."
+    frame = sys._getframe(1)
+    while frame and ('discdiff_nb' not in frame.f_code.co_filename or frame.f_code.co_name == 'call'): frame = frame.f_back
+    return f'{frame.f_code.co_filename.rsplit("/", 1)[-1]}:{frame.f_lineno} {frame.f_code.co_name}' if frame else 'outside the package'
+
+
 class Pretend(TorchFunctionMode):
+    "`waits` lists what would have waited for the device: (function, line of the package)."
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def copied(self, x, args, kwargs):
+        "x.to(...), counted where it joins the queue of the device and the host waits for it."
+        y = moved(x, args, kwargs)
+        free = kwargs.get('non_blocking') and is_pinned(x)
+        if isinstance(y, torch.Tensor) and is_there(x) != is_there(y) and not free: self.waits.append(('to', caller()))
+        return y
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, '__name__', str(func))
-        if name == 'to' and isinstance(args[0], torch.Tensor): return moved(args[0], args[1:], kwargs)
-        if name == 'cpu': return moved(args[0], ('cpu',), {})
-        if name == 'cuda': return moved(args[0], ('cuda',), {})
-        if name == 'pin_memory': return args[0]
+        if name == 'to' and isinstance(args[0], torch.Tensor): return self.copied(args[0], args[1:], kwargs)
+        if name == 'cpu': return self.copied(args[0], ('cpu',), {})
+        if name == 'cuda': return self.copied(args[0], ('cuda',), kwargs)
+        if name == 'pin_memory':
+            pinned = args[0].clone()
+            pinned.in_pinned_memory = True
+            return pinned
         if name in ('numpy', '__array__') and is_there(args[0]): raise TypeError("can't convert cuda:0 device type tensor to numpy")
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if waits(name, args, kwargs, tensors): self.waits.append((name, caller()))
         far = is_far(kwargs['device']) if kwargs.get('device') is not None else any(map(is_there, tensors))
         generator = kwargs.get('generator') or next((a for a in args if isinstance(a, FarGenerator)), None)
         if isinstance(generator, FarGenerator):
@@ -87,6 +143,12 @@ class Pretend(TorchFunctionMode):
                                     f'cpu {[tuple(x.shape) for x in near]}')
 
 
+def grouped(lists, with_indices=False):
+    "The groups of tensors that optimizers and clip_grad_norm_ make, under the device that they say they are on."
+    groups = by_device(lists, with_indices)
+    return {(CUDA if any(map(is_there, tree_leaves(group[0][0]))) else device, dtype): group for (device, dtype), group in groups.items()}
+
+
 def to_there(module, device):
     "module.to(device)"
     if not is_far(device): return module
@@ -100,14 +162,14 @@ def to_there(module, device):
 
 @contextlib.contextmanager
 def pretended():
-    "Within it torch.cuda.is_available() is true and device='cuda' works, at the CPU's speed."
+    "Within it torch.cuda.is_available() is true and device='cuda' works, at the CPU's speed. Yields what counts the waiting."
     near_autocast = lambda device, *args, **kwargs: autocast('cpu', *args, **kwargs)
     none = lambda *args: None
     fixed = {'torch.cuda.is_available': lambda: True, 'torch.cuda.get_device_capability': lambda *args: (9, 0),
              'torch.cuda.get_device_name': lambda *args: 'pretended GPU', 'torch.cuda.synchronize': none,
              'torch.optim.Optimizer._accelerator_graph_capture_health_check': none, 'torch.Generator': FarGenerator,
+             'torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype': grouped, 'torch.optim.optimizer._group_tensors_by_device_and_dtype': grouped,
              'torch.autocast': near_autocast, 'torch.nn.Module.to': to_there}
     with contextlib.ExitStack() as stack:
         for name, value in fixed.items(): stack.enter_context(mock.patch(name, value))
-        stack.enter_context(Pretend())
-        yield
+        yield stack.enter_context(Pretend())

@@ -213,7 +213,7 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
     'vae.train_vae': [(lambda x: train_vae(x, 1024, steps=2, batch_size=9, hidden=4, latent=2).bias.data, lambda top: (column(top),))],
 }
 OTHERS = {'core': 'minibatch pixel_marginals '
-                  'as_int64 checked check_keep check_logits check_finite tables_on sum_positions as_tuple class_remedy time_remedy '
+                  'as_int64 checked check_keep check_logits check_finite sum_positions as_tuple class_remedy time_remedy '
                   'check_bound bound_terms check_known',
           'oracle': 'normalize transition_density',
           'gaussian': 'log_normal to_classes inverse_mills_ratio prior_kl',
