@@ -130,6 +130,15 @@ def test_no_network_says_what_to_fetch(tmp_path, monkeypatch):
     for part in parts: assert part in message
 
 
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path):
+    "A connection that closes early looks like the end of the file."
+    class Early(BytesIO):
+        headers = {'Content-Length': '10'}
+    with patch.object(data, 'urlopen', lambda url, timeout: Early(b'half')):
+        assert '4 of 10 bytes' in data.fetch('http://example.org/x', tmp_path / 'new/x')
+    assert not list((tmp_path / 'new').iterdir())
+
+
 def test_the_addresses_are_torchvisions():
     "Whatever moves, torchvision knows first."
     from torchvision.datasets import MNIST, FashionMNIST
