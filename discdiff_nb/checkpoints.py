@@ -534,8 +534,10 @@ ASSETS = {
     'digits_absorbing.safetensors': '08c0b363ecba368d04f5bb960ba7277c',
     'digits_gaussian.json': '9d680b434d33e27f46455d55483cc040',
     'digits_gaussian.safetensors': '2206ea1f2cb94b7c668da66c48c0964c',
+    'digits_hybrid.safetensors': '2c6cedb8fb07548f36399c5142db9e73',
     'digits_neighbour.safetensors': 'c9ffcd4891a3528b66b079527d809391',
     'digits_ordinal.safetensors': 'ce04926ef2a533196813f838cdd8ed7e',
+    'digits_reweighted.safetensors': '5e26062e7b111aeea9fa0f81c2ce12ac',
     'digits_uniform.json': '51514f86dc86c7c4a78836bf9b152831',
     'digits_uniform.safetensors': '197ef39e360337528a420164dee94495',
     'fashion_mnist_full_absorbing_16.json': '7a721f8e2e156739194838e727bace4e',
@@ -548,12 +550,12 @@ ASSETS = {
     'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
     'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
     'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
-    'fashion_mnist_small_Gaussian-simple_16.safetensors': 'f96825273cf804dfcca7500c887eedd3',
-    'fashion_mnist_small_Gaussian_16.safetensors': '2250f3de0f09af92d35dc5739ef31358',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7502
 ASSETS |= {
+    'fashion_mnist_small_Gaussian-simple_16.safetensors': 'f96825273cf804dfcca7500c887eedd3',
+    'fashion_mnist_small_Gaussian_16.safetensors': '2250f3de0f09af92d35dc5739ef31358',
     'fashion_mnist_small_absorbing_16.safetensors': '0aeca87b8c27f7c426551f7781e8fb63',
     'fashion_mnist_small_absorbing_256.safetensors': '84423cec9d39586038fbd558f6f1a19b',
     'fashion_mnist_small_drawn.safetensors': '358fd4a81a53e4597e641a78f0fc507b',
