@@ -436,20 +436,21 @@ def terminal_tv(
 
 # %% ../nbs/07_ordinal.ipynb #dfad1c02
 def calibrate(
-    make, # make(strength) -> process; more strength, more noise
+    make, # make(strength) -> process, or what `left` takes; more strength, more noise
     target: float, # terminal total variation, above 0
     low: float, # a strength that leaves more than the target
     high: float, # a strength that leaves less
     steps: int = 30, # halvings of the interval, on a log scale
-) -> Process: # with terminal_tv at the target
-    "The process that ends as far from the prior as asked, by bisection (D8). Raises ScheduleError."
-    most, least = terminal_tv(make(low)), terminal_tv(make(high))
+    left=terminal_tv, # left(made) -> total variation from the prior
+): # what make returned, with `left` at the target or just below
+    "What ends as far from the prior as asked, by bisection (D8). Raises ScheduleError."
+    most, least = left(make(low)), left(make(high))
     if not most > target > least:
         raise ScheduleError(f'{target} lies outside {least:.3g}..{most:.3g}, '
                             f'what strengths {high}..{low} leave: widen them')
     for _ in range(steps):
         middle = (low * high) ** 0.5
-        if terminal_tv(make(middle)) > target: low = middle
+        if left(make(middle)) > target: low = middle
         else: high = middle
     return make(high)
 
