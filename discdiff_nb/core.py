@@ -294,10 +294,11 @@ def reciprocal_schedule(
 # %% ../nbs/01_core.ipynb #93c00e05
 def cosine_schedule(
     T: int, # number of steps
-) -> Schedule: # alpha_bar follows a squared cosine down to exactly 0
-    """Squared cosine with the offset 0.008, without their clipping
-    (Nichol and Dhariwal 2021, eq. 17). Raises ScheduleError."""
-    f = torch.cos((_times(T) / T + 0.008) / 1.008 * math.pi / 2) ** 2
+    power: float = 2., # of the cosine; 2 for a Gaussian, 1 for noise that redraws a class
+) -> Schedule: # alpha_bar follows the power of a cosine down to exactly 0
+    """A cosine with the offset 0.008, unclipped; squared in Nichol and Dhariwal (2021, eq. 17),
+    not in Hoogeboom et al. (2021). Raises ScheduleError."""
+    f = torch.cos((_times(T) / T + 0.008) / 1.008 * math.pi / 2) ** power
     f[-1] = 0
     return Schedule.from_alpha_bar(f / f[0])
 
