@@ -565,7 +565,7 @@ ASSETS |= {
     'fashion_mnist_small_uniform_256.safetensors': 'a15d17d601a67d65d5ddfdd81c0ef1c1',
     'joint_shapes.json': '8a38d3e9b91a6c5b26f99c03d6301c6a',
     'joint_shapes.safetensors': 'ea5fb0060171f32fc37c5c7ca15fdefd',
-    'speed.json': '99568fa28aee7862fb54a150374817e9',
+    'speed.json': 'f978d40ce6e7d4a1f0735ed817ea5a69',
     'text_full_novels27_absorbing.json': '4112eb9f3dd15d3752804e2febe852f1',
     'text_full_novels27_absorbing.safetensors': '0bc35d50af8753103608276e9a2cb20b',
     'text_small_novels27.json': '3dce63ec3c280fa2917bbf5abca95d7d',
