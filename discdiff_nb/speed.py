@@ -27,6 +27,7 @@ def in_turns(
             if i: taken[name].append(clock() - start)
     return taken
 
+# %% ../nbs/26_speed.ipynb #5a0e0c21
 def seconds(
     calls: dict[str, Callable], # name: function without arguments
     rounds: int = 15, # as in in_turns
