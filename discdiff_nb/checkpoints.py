@@ -531,15 +531,16 @@ def machine(
 # %% ../nbs/15_checkpoints.ipynb #a55e7501
 ASSETS = {
     'digits.json': 'c5eece70955f22257a2d04fc36b65754',
-    'digits_absorbing.safetensors': '08c0b363ecba368d04f5bb960ba7277c',
+    'digits_absorbing.safetensors': 'f1cd0d679373681b8920a5307ba79b9d',
     'digits_gaussian.json': '9d680b434d33e27f46455d55483cc040',
-    'digits_gaussian.safetensors': '2206ea1f2cb94b7c668da66c48c0964c',
-    'digits_hybrid.safetensors': '2c6cedb8fb07548f36399c5142db9e73',
-    'digits_neighbour.safetensors': 'c9ffcd4891a3528b66b079527d809391',
-    'digits_ordinal.safetensors': 'ce04926ef2a533196813f838cdd8ed7e',
-    'digits_reweighted.safetensors': '5e26062e7b111aeea9fa0f81c2ce12ac',
+    'digits_gaussian.safetensors': '4d869d87e586b6aecfe931b7aaebb613',
+    'digits_hybrid.safetensors': 'de1942d54cb6bda35519c6d68a1a091c',
+    'digits_neighbour.safetensors': '673b71c0be45d6707bb1b82106786fa2',
+    'digits_ordinal.safetensors': '695f67e87345197081b1063205198268',
+    'digits_reweighted.safetensors': '3c0810bdf18ed6346668ad4aea6f999c',
     'digits_uniform.json': '51514f86dc86c7c4a78836bf9b152831',
-    'digits_uniform.safetensors': '197ef39e360337528a420164dee94495',
+    'digits_uniform.safetensors': '36bee73fb6fd81d15640b6f81bf0cbc6',
+    'digits_untimed.safetensors': '01019a44c9f039f4269c718c9d0cfb2c',
     'fashion_mnist_full_absorbing_16.json': '7a721f8e2e156739194838e727bace4e',
     'fashion_mnist_full_absorbing_16.safetensors': 'cdf21bb679e74990e28b24104c9fb32f',
     'fashion_mnist_full_ordinal_16.json': 'e401791d3a33513e1d0c4dc1bc118740',
@@ -549,11 +550,11 @@ ASSETS = {
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
     'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
     'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
-    'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7502
 ASSETS |= {
+    'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
     'fashion_mnist_small_Gaussian-simple_16.safetensors': 'f96825273cf804dfcca7500c887eedd3',
     'fashion_mnist_small_Gaussian_16.safetensors': '2250f3de0f09af92d35dc5739ef31358',
     'fashion_mnist_small_absorbing_16.safetensors': '0aeca87b8c27f7c426551f7781e8fb63',

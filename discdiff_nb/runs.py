@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 import discdiff_nb
-from .checkpoints import (ASSETS, asset, check_same_run, halved, load_tensors, machine,
-                                     restore, save_tensors, set_aside, weights, write_whole)
+from .checkpoints import (ASSETS, asset, check_same_run, describe_value, halved,
+                                     load_tensors, machine, restore, save_tensors, set_aside,
+                                     weights, write_whole)
 from .core import (CheckpointError, DataError, DiscdiffError, Process, Schedule,
                               ScheduleError, cosine_schedule, elbo, linear_schedule,
                               reciprocal_schedule, trajectory)
@@ -315,7 +316,8 @@ def run_job(
         restore(model, halved(weights(model))) # what is kept is what is measured
         curve = [sum(part) / len(part) / math.log(2) for part in chunks(losses, 50)]
         return model, dict(curve=curve, **bound_bits(process, model, data.test, data.test_cond))
-    return Trained(process, *load_or_train(path, net, asdict(job), train))
+    noise = {f'noise.{name}': value for name, value in describe_value(process).items()}
+    return Trained(process, *load_or_train(path, net, asdict(job) | noise, train))
 
 # %% ../nbs/19_runs.ipynb #b19a0014
 def show_chain(
