@@ -541,6 +541,7 @@ ASSETS = {
     'digits_uniform.json': '51514f86dc86c7c4a78836bf9b152831',
     'digits_uniform.safetensors': '9401df654cb662424f4c1fe2750868e7',
     'digits_untimed.safetensors': 'ba88a15f32bd4beb1102ee612300c8e2',
+    'digits_vae.safetensors': '01ec316889e0362633d23d5441b866b8',
     'fashion_mnist_full_absorbing_16.json': '7a721f8e2e156739194838e727bace4e',
     'fashion_mnist_full_absorbing_16.safetensors': 'cdf21bb679e74990e28b24104c9fb32f',
     'fashion_mnist_full_ordinal_16.json': 'e401791d3a33513e1d0c4dc1bc118740',
@@ -549,11 +550,11 @@ ASSETS = {
     'fashion_mnist_full_uniform_16.json': '7652735a5680371d413c8056632672cd',
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
     'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
-    'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7502
 ASSETS |= {
+    'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
     'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
     'fashion_mnist_small_Gaussian-simple_16.safetensors': 'f96825273cf804dfcca7500c887eedd3',
     'fashion_mnist_small_Gaussian_16.safetensors': '2250f3de0f09af92d35dc5739ef31358',
@@ -573,6 +574,10 @@ ASSETS |= {
     'text_small_novels27_absorbing.safetensors': 'a99ab65ffb637e8a50f7c89dbf4a78db',
     'text_small_novels27_autoregressive.safetensors': '1a84b2b873c7877cabcf8f527739b30a',
     'text_small_novels27_neighbour.safetensors': 'ee8312d95d00bdb8571a11e80f6105fe',
+}
+
+# %% ../nbs/15_checkpoints.ipynb #a55e7503
+ASSETS |= {
     'text_small_novels27_uniform.safetensors': 'c6b24a56c65012e9f1b06e02692b10f3',
 }
 
