@@ -98,7 +98,7 @@ def weighted_cross_entropy(
     x_t: Tensor, # (B, ...) noisy classes
     weight: float, # of the cross-entropy, 0 or above
 ) -> Tensor | float: # (B,) nats; 0 where the weight is 0, whatever the logits
-    "Weight times the sum over positions of -log p(x_0 | x_t). Raises ShapeError, DtypeError."
+    "Weight times the sum over positions of -log p_tilde(x_0). Raises ShapeError, DtypeError."
     if weight == 0: return 0.
     logits = check_logits(out, x_t, process.K)[..., :process.classes]
     nll = right_nll(logits.reshape(-1, process.classes), x0.flatten())
@@ -137,8 +137,8 @@ class Categorical(LogitsProcess):
         return (self.log_column(x_t, s, t) + self.log_row(x0, 0 * s, s)).log_softmax(-1)
     def p_posterior(self, out, x_t, t, s=None):
         s = checked_step(self, x_t, t, s)
-        log_p_x0 = check_logits(out, x_t, self.K).double().log_softmax(-1)
-        log_p_x_s = (self.log_column(x_t, s, t) + self.log_mix(log_p_x0, s)).log_softmax(-1)
+        log_p_tilde = check_logits(out, x_t, self.K).double().log_softmax(-1)
+        log_p_x_s = (self.log_column(x_t, s, t) + self.log_mix(log_p_tilde, s)).log_softmax(-1)
         return check_finite(log_p_x_s, 'p_posterior')
     def L_T(self, x0):
         t = torch.full(x0.shape[:1], self.T, device=x0.device)
@@ -173,16 +173,16 @@ def log_sums(
     r: Tensor, # (B, 1, ...) weight, at least 0 and finite
     x0: Tensor, # (B, ...) clean classes
     x_t: Tensor, # (B, ...) noisy classes
-) -> tuple: # (B, ...) sum of log(1 + r p_k) over the other k, log p at x_0, log p at x_t; float64
+) -> tuple: # (B, ...) float64: sum of log(1 + r p_tilde) over the other k; log p_tilde at x0, x_t
     "What the KL needs from the K logits of a position (K18)."
     both = torch.stack([x0, x_t], -1)
     z = logits - logits.amax(-1, keepdim=True).detach()
     e = z.exp()
     Z = e.sum(-1, keepdim=True, dtype=torch.float64)
-    log_p_x0, log_p_x_t = (z.gather(-1, both) - Z.log()).unbind(-1)
-    p_others = (e / Z.to(e)).scatter(-1, both, 0.)
-    S = torch.log1p(r[..., None].to(e) * p_others).sum(-1, dtype=torch.float64)
-    return S, log_p_x0, log_p_x_t
+    log_p_tilde_x0, log_p_tilde_x_t = (z.gather(-1, both) - Z.log()).unbind(-1)
+    p_tilde_others = (e / Z.to(e)).scatter(-1, both, 0.)
+    S = torch.log1p(r[..., None].to(e) * p_tilde_others).sum(-1, dtype=torch.float64)
+    return S, log_p_tilde_x0, log_p_tilde_x_t
 
 # %% ../nbs/05_multinomial.ipynb #ef9519fd
 def signal_to_noise(
@@ -206,12 +206,13 @@ def uniform_kl(
     K, same = logits.shape[-1], x_t == x0
     q_x0, q_x_t, q_o = three_values(same, alpha_bar_t / alpha_bar_s, alpha_bar_s, K)
     r_s, r_t = signal_to_noise(alpha_bar_s, K), signal_to_noise(alpha_bar_t, K)
-    S, log_p_x0, log_p_x_t = sums(logits, r_s, x0, x_t)
-    p_x0, p_x_t = log_p_x0.exp(), log_p_x_t.exp()
-    at_x0, at_x_t = q_x0 * torch.log1p(r_s * p_x0), q_x_t * torch.log1p(r_s * p_x_t)
+    S, log_p_tilde_x0, log_p_tilde_x_t = sums(logits, r_s, x0, x_t)
+    p_tilde_x0, p_tilde_x_t = log_p_tilde_x0.exp(), log_p_tilde_x_t.exp()
+    at_x0 = q_x0 * torch.log1p(r_s * p_tilde_x0)
+    at_x_t = q_x_t * torch.log1p(r_s * p_tilde_x_t)
     sum_k = at_x0 + ~same * at_x_t + q_o * S
-    line_1 = torch.where(alpha_bar_s == 1, -log_p_x0, q_x0 * torch.log1p(r_s) - sum_k)
-    line_2 = torch.log1p(r_t * p_x_t) - same * torch.log1p(r_t)
+    line_1 = torch.where(alpha_bar_s == 1, -log_p_tilde_x0, q_x0 * torch.log1p(r_s) - sum_k)
+    line_2 = torch.log1p(r_t * p_tilde_x_t) - same * torch.log1p(r_t)
     return (line_1 + line_2).to(logits)
 
 # %% ../nbs/05_multinomial.ipynb #516c7a85
@@ -241,10 +242,10 @@ class Multinomial(Categorical):
         return log_uniform_row(x_s, alpha_bar_ratio(self.schedule, s, t, x_s.ndim), self.K)
     def log_column(self, x_t, s, t): return self.log_row(x_t, s, t)
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
-    def log_mix(self, log_p, s):
-        alpha_bar_s = gather_t(self.schedule.alpha_bar, s, log_p.ndim)
-        redrawn = ((1 - alpha_bar_s) / self.K).log().to(log_p)
-        return torch.logaddexp(log_p + alpha_bar_s.log().to(log_p), redrawn)
+    def log_mix(self, log_p_tilde, s):
+        alpha_bar_s = gather_t(self.schedule.alpha_bar, s, log_p_tilde.ndim)
+        redrawn = ((1 - alpha_bar_s) / self.K).log().to(log_p_tilde)
+        return torch.logaddexp(log_p_tilde + alpha_bar_s.log().to(log_p_tilde), redrawn)
     def L_t(self, out, x0, x_t, t):
         s = checked_step(self, x_t, t, x0=x0)
         alpha_bar_s = gather_t(self.schedule.alpha_bar, s, x0.ndim)
@@ -260,7 +261,7 @@ class Multinomial(Categorical):
 @checked
 def remove_self_likelihood(
     process: Categorical, # any
-    logits_x0: Tensor, # (B, ..., K) logits of p(x_0 | x_t), as the averaged posterior wants them
+    logits_x0: Tensor, # (B, ..., K) logits of q(x_0 | x_t), the averaged posterior's answer
     x_t: Tensor, # (B, ...) integer classes
     t: Tensor, # (B,) times 1..T
 ) -> Tensor: # (B, ..., K) logits with which the plug-in gives the averaged posterior
