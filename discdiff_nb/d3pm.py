@@ -72,14 +72,14 @@ def matrix_posterior(
 
 # %% ../nbs/06_d3pm.ipynb #e3626626
 def matrix_step(
-    p_x0: Tensor, # (K, K) row x_t: the network's distribution over x_0
+    p_tilde: Tensor, # (K, K) row x_t: the network's distribution over x_0
     t: int, # time, 1..T
     Q: Tensor, # (T+1, K, K) one-step matrices
 ) -> Tensor: # (K, K) row x_t, column x_{t-1}
-    "Reverse step: the posteriors averaged over p_x0, as one matrix product (D9)."
+    "Reverse step: the posteriors averaged over p_tilde, as one matrix product (D9)."
     bar = Q_bar(Q)
     q_xt = bar[t].T # row x_t, column x_0: what each posterior is divided by
-    weight = torch.where(q_xt > 0, p_x0 / q_xt, 0.)
+    weight = torch.where(q_xt > 0, p_tilde / q_xt, 0.)
     return Q[t].T * (weight @ bar[t - 1])
 
 def matrix_likelihood(
@@ -181,7 +181,7 @@ def absorbing_kl(
     masked: Tensor, # (B, ...) whether x_t is the mask
     w: Tensor, # (B,) probability that this step reveals a masked position
 ) -> Tensor: # (B,) nats
-    "KL of the posteriors: w times the sum of -log p(x_0) over the masked positions (U6)."
+    "KL of the posteriors: w times the sum of -log p_tilde(x_0) over the masked positions (U6)."
     logits_x0 = no_mask(logits_x0)
     nll = right_nll(logits_x0.flatten(0, -2), x0.flatten()).view_as(x0)
     nll = sum_positions(torch.where(masked, nll, 0.))
@@ -190,16 +190,16 @@ def absorbing_kl(
 # %% ../nbs/06_d3pm.ipynb #6fde1bca
 @checked
 def log_reveal(
-    log_p_x0: Tensor, # (B, ..., K) log-probabilities of x_0, -inf at the mask
+    log_p_tilde: Tensor, # (B, ..., K) log-probabilities of x_0, -inf at the mask
     x_t: Tensor, # (B, ...) noisy classes
     w: Tensor, # (B, 1, ...) probability that this step reveals a masked position
 ) -> Tensor: # (B, ..., K) log-probabilities of x_s
-    "Copy what is visible; reveal what is masked with probability w, from p(x_0) (K16, K17)."
-    k = torch.arange(log_p_x0.shape[-1], device=x_t.device)
+    "Copy what is visible; reveal what is masked with probability w, from p_tilde (K16, K17)."
+    k = torch.arange(log_p_tilde.shape[-1], device=x_t.device)
     mask_id, x_t = k[-1], x_t[..., None]
-    log_w, log_rest = w.log().to(log_p_x0), (1 - w).log().to(log_p_x0)
-    if_masked = torch.where(k == mask_id, log_rest[..., None], log_w[..., None] + log_p_x0)
-    if_visible = torch.where(k == x_t, 0., -math.inf).to(log_p_x0)
+    log_w, log_rest = w.log().to(log_p_tilde), (1 - w).log().to(log_p_tilde)
+    if_masked = torch.where(k == mask_id, log_rest[..., None], log_w[..., None] + log_p_tilde)
+    if_visible = torch.where(k == x_t, 0., -math.inf).to(log_p_tilde)
     return torch.where(x_t == mask_id, if_masked, if_visible)
 
 # %% ../nbs/06_d3pm.ipynb #87f362a7
@@ -220,10 +220,11 @@ class MaskJumps(Categorical):
     def log_column(self, x_t, s, t):
         k = torch.arange(self.K, device=x_t.device)
         return self.log_jump(k, x_t[..., None], s, t)
-    def log_mix(self, log_p, s):
-        keep = gather_t(self.schedule.alpha_bar, s, log_p.ndim)
+    def log_mix(self, log_p_tilde, s):
+        keep = gather_t(self.schedule.alpha_bar, s, log_p_tilde.ndim)
         is_mask = torch.arange(self.K, device=s.device) == self.mask_id
-        return torch.where(is_mask, (1 - keep).log().to(log_p), log_p + keep.log().to(log_p))
+        log_keep, log_mask = keep.log().to(log_p_tilde), (1 - keep).log().to(log_p_tilde)
+        return torch.where(is_mask, log_mask, log_p_tilde + log_keep)
     def log_prior(self): return F.one_hot(torch.tensor(self.mask_id), self.K).double().log()
     def prior(self, shape, generator=None):
         return torch.full(shape, self.mask_id, device=device_of(generator))
@@ -244,8 +245,8 @@ class Absorbing(MaskJumps):
         return log_reveal(F.one_hot(x0, self.K).double().log(), x_t, self.w(s, t, x_t.ndim))
     def p_posterior(self, out, x_t, t, s=None):
         s = checked_step(self, x_t, t, s)
-        log_p_x0 = no_mask(check_logits(out, x_t, self.K).double()).log_softmax(-1)
-        return check_finite(log_reveal(log_p_x0, x_t, self.w(s, t, x_t.ndim)), 'p_posterior')
+        log_p_tilde = no_mask(check_logits(out, x_t, self.K).double()).log_softmax(-1)
+        return check_finite(log_reveal(log_p_tilde, x_t, self.w(s, t, x_t.ndim)), 'p_posterior')
     def L_t(self, out, x0, x_t, t):
         masked, logits = checked_masked(self, x0, x_t, t), check_logits(out, x_t, self.K)
         w = on_device(self.w_one, t.device)[t - 1]
