@@ -13,10 +13,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import (CHECKING, INTEGERS, ClassError, DiscdiffError, DtypeError, Process, Schedule,
-                              ScheduleError, ShapeError, check_classes, check_finite, check_logits,
-                              check_t, checked, device_of, gather_t, kl_categorical, on_device,
-                              sum_positions)
+from .core import (CHECKING, INTEGERS, ClassError, DiscdiffError, DtypeError, Process,
+                              Schedule, ScheduleError, ShapeError, check_classes, check_finite,
+                              check_logits, check_t, checked, device_of, gather_t,
+                              kl_categorical, on_device, sum_positions)
 from .multinomial import (Categorical, alpha_bar_ratio, checked_step, keep_or_redraw,
                                      right_nll, weighted_cross_entropy)
 
@@ -223,8 +223,7 @@ class MaskJumps(Categorical):
     def log_mix(self, log_p_tilde, s):
         keep = gather_t(self.schedule.alpha_bar, s, log_p_tilde.ndim)
         is_mask = torch.arange(self.K, device=s.device) == self.mask_id
-        log_keep, log_mask = keep.log().to(log_p_tilde), (1 - keep).log().to(log_p_tilde)
-        return torch.where(is_mask, log_mask, log_p_tilde + log_keep)
+        return torch.where(is_mask, (1 - keep).log(), log_p_tilde + keep.log()).to(log_p_tilde)
     def log_prior(self): return F.one_hot(torch.tensor(self.mask_id), self.K).double().log()
     def prior(self, shape, generator=None):
         return torch.full(shape, self.mask_id, device=device_of(generator))
