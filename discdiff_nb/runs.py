@@ -30,9 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 import discdiff_nb
-from .checkpoints import (ASSETS, asset, check_same_run, describe_value, halved,
-                                     load_tensors, machine, read_log, restore, save_tensors,
-                                     set_aside, weights, write_whole)
+from .checkpoints import (ASSETS, asset, check_same_run, describe_value,
+                                     fingerprint, halved, load_tensors, machine, read_log,
+                                     restore, save_tensors, set_aside, weights, write_whole)
 from .core import (CheckpointError, DataError, DiscdiffError, Process, Schedule,
                               ScheduleError, cosine_schedule, elbo, linear_schedule,
                               reciprocal_schedule, trajectory)
@@ -393,14 +393,17 @@ def chunks(x: list, n: int) -> list: # of lists of n; the last may be shorter
     "A list in parts."
     return [x[i:i + n] for i in range(0, len(x), n)]
 
-NOISE = ('process', 'schedule', 'hybrid_weight', 'predict', 'variance', 'criterion.name')
+NOISE = ('process', 'hybrid_weight', 'predict', 'variance', 'criterion.name')
 
 def noise_of(
     process: Process, # of a job
 ) -> dict: # noise.process, noise.schedule, ...
     "What a network learned to undo, without the tables that follow from it."
     words = describe_value(process)
-    return {f'noise.{name}': words[name] for name in NOISE if name in words}
+    named = {f'noise.{name}': words[name] for name in NOISE if name in words}
+    if not hasattr(process, 'schedule'): return named
+    alpha_bar = fingerprint(process.schedule.alpha_bar) # to six digits: machines round apart
+    return named | {'noise.schedule': alpha_bar}
 
 # %% ../nbs/19_runs.ipynb #b19a005d
 def watched_bits(
