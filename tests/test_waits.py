@@ -1,5 +1,5 @@
-"""Between two looks `fit` never waits for a GPU: the pretended one of elsewhere.py counts what would. What the skipped checks would have found
-is found before, or after."""
+"""Between two looks `fit` does not wait for a GPU: the pretended one of elsewhere.py counts what would. What the skipped checks would have found
+is found before, or after. Two kernels wait for their own arithmetic."""
 
 import math
 from unittest import mock
