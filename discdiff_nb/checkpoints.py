@@ -532,13 +532,11 @@ def machine(
 ASSETS = {
     'digits.json': 'c5eece70955f22257a2d04fc36b65754',
     'digits_absorbing.safetensors': 'c26ba4260ac2c896dc9b104649f28ad3',
-    'digits_gaussian.json': '9d680b434d33e27f46455d55483cc040',
     'digits_gaussian.safetensors': '646dc4738d9a7449a27eb56da7971504',
     'digits_hybrid.safetensors': '26ec2a4bec4be94a3578d598675f455c',
     'digits_neighbour.safetensors': 'bd49e1cf896d062d09f997bf69d47bfa',
     'digits_ordinal.safetensors': '6e08042cd9b3eb5a11bf973d763df00c',
     'digits_reweighted.safetensors': '8c6d63f4a9d6faf98188a21ee3e87a96',
-    'digits_uniform.json': '51514f86dc86c7c4a78836bf9b152831',
     'digits_uniform.safetensors': '65c1b6eef4cfac9dd84c3ee1c156163c',
     'digits_untimed.safetensors': '857b6c012cf25e3985638fa4f637c54a',
     'digits_vae.safetensors': '01ec316889e0362633d23d5441b866b8',
@@ -550,12 +548,12 @@ ASSETS = {
     'fashion_mnist_full_uniform_16.json': '7652735a5680371d413c8056632672cd',
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
     'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
+    'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
+    'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7502
 ASSETS |= {
-    'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
-    'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
     'fashion_mnist_small_Gaussian-simple_16.safetensors': 'f96825273cf804dfcca7500c887eedd3',
     'fashion_mnist_small_Gaussian_16.safetensors': '2250f3de0f09af92d35dc5739ef31358',
     'fashion_mnist_small_absorbing_16.safetensors': '0aeca87b8c27f7c426551f7781e8fb63',
@@ -574,10 +572,6 @@ ASSETS |= {
     'text_small_novels27_absorbing.safetensors': 'a99ab65ffb637e8a50f7c89dbf4a78db',
     'text_small_novels27_autoregressive.safetensors': '1a84b2b873c7877cabcf8f527739b30a',
     'text_small_novels27_neighbour.safetensors': 'ee8312d95d00bdb8571a11e80f6105fe',
-}
-
-# %% ../nbs/15_checkpoints.ipynb #a55e7503
-ASSETS |= {
     'text_small_novels27_uniform.safetensors': 'c6b24a56c65012e9f1b06e02692b10f3',
 }
 
