@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUES', 'inside', 'uniform', 'with_shape', 'coloured_shapes', 'shapes_process', 'Block', 'check_scene', 'trunk',
-           'ShapesNet', 'clean_mix', 'mix_loss', 'load_shapes', 'Given', 'given_x', 'given_y']
+           'ShapesNet', 'load_shapes']
 
 # %% ../nbs/22_layouts.ipynb #88624f17
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import (CheckpointError, DataError, DtypeError, Schedule, ShapeError,
                               check_classes, check_t, checked, reciprocal_schedule)
-from .gaussian import Gaussian, to_levels
+from .gaussian import Gaussian
 from .joint import Joint
 from .multinomial import Multinomial
 
@@ -153,43 +153,6 @@ class ShapesNet(nn.Module):
         out = self.last(trunk(self, h, time))
         return out[:, :3, ..., None], out[:, 3:].movedim(1, -1)
 
-# %% ../nbs/22_layouts.ipynb #8853e16c
-@checked
-def clean_mix(
-    process: Joint, # a Gaussian and a categorical half
-    x0: tuple, # clean pair
-    t: Tensor, # (B,) times 1..T
-    generator: torch.Generator, # on the data's device
-) -> tuple: # the noisy pair, and (B, 2) the time of each half
-    "Noise half of a batch as pairs, a quarter with x clean, a quarter with y clean (K23)."
-    shift = torch.randint(4, (1,), generator=generator, device=t.device)
-    which = (torch.randperm(len(t), generator=generator, device=t.device) + shift) % 4
-    t_x, t_y = torch.where(which == 2, 0, t), torch.where(which == 3, 0, t)
-    x_t, y_t = process.q_sample(x0, t, generator)
-    def clean_where(t, clean, noisy):
-        is_clean = (t == 0).reshape(-1, *[1] * (noisy.ndim - 1))
-        return torch.where(is_clean, clean.to(noisy), noisy)
-    x_t = clean_where(t_x, to_levels(x0[0], process.x.K), x_t)
-    y_t = clean_where(t_y, x0[1], y_t)
-    return (x_t, y_t), torch.stack([t_x, t_y], -1)
-
-# %% ../nbs/22_layouts.ipynb #b0368db3
-@checked
-def mix_loss(
-    process: Joint, # a Gaussian and a categorical half
-    model, # network that takes a time for each half
-    x0: tuple, # clean pair
-    t: Tensor, # (B,) times 1..T
-    generator: torch.Generator, # on the data's device
-) -> Tensor: # () to be minimized
-    "The loss of each half per dimension, where that half is noisy (K22, K23)."
-    x_t, times = clean_mix(process, x0, t, generator)
-    out = model(x_t, times)
-    of_x = process.x.loss(out[0], x0[0], x_t[0], t) * (times[:, 0] > 0)
-    of_y = process.y.loss(out[1], x0[1], x_t[1], t) * (times[:, 1] > 0)
-    per_dim = of_x.mean() / x0[0][0].numel() + of_y.mean() / x0[1][0].numel()
-    return process.T * per_dim
-
 # %% ../nbs/22_layouts.ipynb #a66fe76e
 def load_shapes(
     path, # safetensors file that the chapter's training cell wrote
@@ -205,34 +168,3 @@ def load_shapes(
         raise CheckpointError(f'{path} does not fit this network: {str(e)[:200]}; '
                               'take the file of the same version') from e
     return net.eval()
-
-# %% ../nbs/22_layouts.ipynb #d7570aee
-class Given:
-    "One head of a network for pairs, the other half clean (K23). Raises ShapeError."
-    def __init__(self, model, clean, i: int): # network; (B, ...) half i; 0 for x, 1 for y
-        self.model, self.clean, self.i = model, clean, i
-    @checked
-    def __call__(self, z_t, t):
-        if len(z_t) != len(self.clean):
-            raise ShapeError(f'{len(z_t)} examples beside {len(self.clean)} clean halves: '
-                             'give as many, and to elbo a batch_size that takes them all')
-        pair, times = [z_t, z_t], torch.stack([t, t], -1)
-        pair[self.i] = self.clean.to(z_t.device)
-        times[:, self.i] = 0
-        return self.model(tuple(pair), times)[1 - self.i]
-
-# %% ../nbs/22_layouts.ipynb #567d049c
-def given_x(
-    model, # network that takes a time for each half
-    x0: Tensor, # (B, ...) clean x as the network sees it: levels in -1..1
-) -> Given: # model(y_t, t) of the y half alone
-    "The network's y head with x clean: a model of p(y | x) for generate and elbo (K23)."
-    return Given(model, x0, 0)
-
-@checked
-def given_y(
-    model, # network that takes a time for each half
-    y0: Tensor, # (B, ...) clean classes
-) -> Given: # model(x_t, t) of the x half alone
-    "The network's x head with y clean: a model of p(x | y) for generate and elbo (K23)."
-    return Given(model, y0, 1)

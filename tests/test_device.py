@@ -135,7 +135,7 @@ CALLS = {
     'pair': lambda: shapes_process(T).L_t(net_of_pairs()(shapes_process(T).q_sample(pair(), times(), seed()), times()), pair(),
                                           shapes_process(T).q_sample(pair(), times(), seed()), times()),
     'pair drawn': lambda: generate(shapes_process(T), net_of_pairs(), ((2, 3, 8, 8), (2, 8, 8)), 3, seed())[1],
-    'pair, mixed times': lambda: layouts.mix_loss(shapes_process(T), net_of_pairs(), pair(), times(), seed()),
+    'pair, mixed times': lambda: joint.mix_loss(shapes_process(T), net_of_pairs(), pair(), times(), seed()),
     'pair, weighted': lambda: joint.weighted_given_y(shapes_process(T), net_of_pairs(), (B, 3, 8, 8), classes(B, 8, 8, K=4),
                                                      classes(B, 8, 8, K=2).bool(), seed())[1],
     'VAE': lambda: vae.train_vae(classes(20, 8, 8), K, steps=2).elbo(classes(B, 8, 8), seed())['elbo'],

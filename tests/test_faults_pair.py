@@ -28,7 +28,7 @@ def test_clean_mix_visits_every_mode_at_every_time():
         seen = torch.zeros(4, T + 1)
         for _ in range(batches):
             t = 1 + ((torch.arange(B) + torch.rand((), generator=g)) * T / B).long().clamp(max=T - 1)
-            _, times = layouts.clean_mix(process, tuple(half[:B] for half in nothing), t, g)
+            _, times = joint.clean_mix(process, tuple(half[:B] for half in nothing), t, g)
             mode = 2 * (times[:, 0] == 0) + (times[:, 1] == 0)
             seen.index_put_((mode, t), torch.ones(B), accumulate=True)
         count, n = seen[:3, 1:].reshape(-1), seen.sum()
@@ -164,11 +164,11 @@ def test_joint_reads_every_integer_dtype(dtype):
     assert all(torch.equal(a, b) for a, b in zip(*drawn))
     weighted = [joint.weighted_given_y(process, model, (4, 3), clean[1], keep[1], seed()) for clean in (small, pairs)]
     assert torch.equal(weighted[0][1], weighted[1][1])
-    for a, b in zip(layouts.clean_mix(process, small, t.to(dtype), seed()), layouts.clean_mix(process, pairs, t, seed())):
+    for a, b in zip(joint.clean_mix(process, small, t.to(dtype), seed()), joint.clean_mix(process, pairs, t, seed())):
         for part, same in zip(core.as_tuple(a), core.as_tuple(b)): assert torch.equal(part, same)
     by_time = lambda z_t, times: model(z_t, times[:, 1])
-    assert torch.equal(layouts.mix_loss(process, by_time, small, t.to(dtype), seed()), layouts.mix_loss(process, by_time, pairs, t, seed()))
-    assert torch.equal(layouts.given_y(by_time, small[1])(z[0], t.to(dtype)), layouts.given_y(by_time, pairs[1])(z[0], t))
+    assert torch.equal(joint.mix_loss(process, by_time, small, t.to(dtype), seed()), joint.mix_loss(process, by_time, pairs, t, seed()))
+    assert torch.equal(joint.given_y(by_time, small[1])(z[0], t.to(dtype)), joint.given_y(by_time, pairs[1])(z[0], t))
 
 
 @pytest.mark.parametrize('dtype', SMALL)
@@ -251,7 +251,7 @@ def test_a_joint_process_of_wrapped_halves_is_copied_and_pickled(y_process, wrap
 def test_the_models_of_one_half_are_copied_and_pickled():
     net, x, y = layouts.ShapesNet(4, 100, 8).eval(), torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8).long()
     t = torch.tensor([1, 100])
-    for model, z in ((layouts.given_x(net, x), y), (layouts.given_y(net, y), x)):
+    for model, z in ((joint.given_x(net, x), y), (joint.given_y(net, y), x)):
         for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(same(z, t), model(z, t))
         with pytest.raises(core.ShapeError): model(z[:1], t[:1])
@@ -322,9 +322,9 @@ def test_measuring_is_done_in_evaluation_mode_and_the_mode_comes_back():
     clean, g = (torch.randint(16, (6, 3)), torch.randint(5, (6, 2))), torch.Generator().manual_seed(0)
     keep = torch.ones(6, 2).bool()
     core.elbo(process, net, clean, n_t=2, generator=g)
-    core.elbo(process.halves[0], layouts.given_y(net, clean[1]), clean[0], n_t=2, generator=g)
-    core.elbo(process.halves[1], layouts.given_x(net, gaussian.to_levels(clean[0], 16)), clean[1], n_t=2, generator=g)
-    core.generate(process.halves[0], layouts.given_y(net, clean[1]), (6, 3), generator=g)
+    core.elbo(process.halves[0], joint.given_y(net, clean[1]), clean[0], n_t=2, generator=g)
+    core.elbo(process.halves[1], joint.given_x(net, gaussian.to_levels(clean[0], 16)), clean[1], n_t=2, generator=g)
+    core.generate(process.halves[0], joint.given_y(net, clean[1]), (6, 3), generator=g)
     joint.weighted_given_y(process, net, (6, 3), clean[1], keep, g)
     assert set(net.modes) == {(False, False)} and net.training and net.dropout.training
     torch.manual_seed(0)
@@ -433,15 +433,15 @@ def test_the_clean_half_has_time_0_and_no_loss():
         shown.append((z_t, times))
         return z_t[0][..., None], torch.zeros(*z_t[1].shape, 5)
     x, y, t = torch.randn(3, 3), torch.tensor([[0, 1], [2, 3], [4, 0]]), torch.tensor([1, 4, 6])
-    assert layouts.given_x(model, x)(y, t).shape == (3, 2, 5) and layouts.given_y(model, y)(x, t).shape == (3, 3, 1)
+    assert joint.given_x(model, x)(y, t).shape == (3, 2, 5) and joint.given_y(model, y)(x, t).shape == (3, 3, 1)
     for (z_t, times), i in zip(shown, (0, 1)):
         assert torch.equal(z_t[0], x) and torch.equal(z_t[1], y)
         assert torch.equal(times[:, 1 - i], t) and (times[:, i] == 0).all()
     process, _ = pair()
     clean, t = (torch.randint(16, (8, 3)), torch.randint(5, (8, 2))), torch.full((8,), 3)
     seed = lambda: torch.Generator().manual_seed(0)
-    got = layouts.mix_loss(process, model, clean, t, seed())
-    z_t, times = layouts.clean_mix(process, clean, t, seed())
+    got = joint.mix_loss(process, model, clean, t, seed())
+    z_t, times = joint.clean_mix(process, clean, t, seed())
     halves = zip(process.halves, model(z_t, times), clean, z_t, times.T, (3, 2))
     want = sum(6 * half.loss(out, x0, x_t, t)[u > 0].sum() / 8 / n for half, out, x0, x_t, u, n in halves)
     torch.testing.assert_close(got, want)
