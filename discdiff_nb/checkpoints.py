@@ -534,6 +534,7 @@ ASSETS = {
     'digits_absorbing.safetensors': 'c26ba4260ac2c896dc9b104649f28ad3',
     'digits_gaussian.safetensors': '646dc4738d9a7449a27eb56da7971504',
     'digits_hybrid.safetensors': '26ec2a4bec4be94a3578d598675f455c',
+    'digits_joint.safetensors': '64e2f215b9e6379a9bbdea08cbe68269',
     'digits_neighbour.safetensors': 'bd49e1cf896d062d09f997bf69d47bfa',
     'digits_ordinal.safetensors': '6e08042cd9b3eb5a11bf973d763df00c',
     'digits_reweighted.safetensors': '8c6d63f4a9d6faf98188a21ee3e87a96',
@@ -549,11 +550,11 @@ ASSETS = {
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
     'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
     'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
-    'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7502
 ASSETS |= {
+    'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
     'fashion_mnist_small_Gaussian-simple_16.safetensors': 'f96825273cf804dfcca7500c887eedd3',
     'fashion_mnist_small_Gaussian_16.safetensors': '2250f3de0f09af92d35dc5739ef31358',
     'fashion_mnist_small_absorbing_16.safetensors': '0aeca87b8c27f7c426551f7781e8fb63',
