@@ -1,8 +1,11 @@
-"Which windows of a text a job reads."
+"Chapter 19 beside its pages: noise of every size, which windows of a text a job reads, drawing by label."
 import pytest
 import torch
-from discdiff_nb.core import DataError
-from discdiff_nb.runs import Job, evenly, examples, source_bytes
+from torch import nn
+from discdiff_nb.core import DataError, ScheduleError, generate
+from discdiff_nb.ordinal import terminal_tv
+from discdiff_nb.runs import (Job, draw_labelled, evenly, examples, gaussian, neighbour, ordinal,
+                              source_bytes, uniform)
 
 
 def job(**changes):
@@ -35,3 +38,53 @@ def test_source():
     whole = bytes(torch.cat([text.train, text.valid, text.test]).tolist())
     assert whole.startswith(b'"""') or whole.startswith(b'__version__')
     assert len(text.valid) == len(text.test) == len(whole) // 20
+
+
+SIZES = (2, 1000), (3, 1000), (4, 1000), (7, 1000), (16, 1000), (48, 300), (9, 1500)
+
+
+@pytest.mark.parametrize('K, T', SIZES)
+@pytest.mark.parametrize('make', [ordinal, neighbour])
+def test_noise_ends_at_its_prior(make, K, T):
+    "The worst class, of whole tables, for few classes and many, few steps and many (D8)."
+    assert 9.7e-4 < terminal_tv(make(K, T)) <= 1e-3
+
+
+def test_many_levels(monkeypatch):
+    "Up to 256 levels the ordinal schedule is found without a table, and is no weaker than allowed."
+    from discdiff_nb import runs
+    monkeypatch.setattr(runs, 'DiscretizedGaussian', lambda K, schedule: schedule)
+    for K in (2, 3, 5, 130, 256):
+        assert ordinal(K, 1000).beta[1] > 4 / 700 / (K - 1) ** 2
+    for K in (5, 64, 255): assert terminal_tv(neighbour(K, 1000)) <= 1e-3
+
+
+def test_too_few_steps():
+    "Where even the strongest schedule does not end at the prior, the error says how many it takes."
+    assert terminal_tv(neighbour(16, 30)) == 0 # only beta_T = 1 is enough
+    for make, K, T, enough in ((ordinal, 16, 10, 40), (ordinal, 2, 100, 1600), (neighbour, 5, 1, 2)):
+        with pytest.raises(ScheduleError, match=f'take T = {enough}'): make(K, T)
+        assert terminal_tv(make(K, enough)) <= 1e-3
+    with pytest.raises(ScheduleError, match='take T = 21'): gaussian(16, 20)
+    gaussian(16, 21)
+
+
+class Named(nn.Module):
+    "Sure of the class that is the label, and of none where there is none."
+    def forward(self, x_t, t, y):
+        sure = 20 * nn.functional.one_hot(y, 11)[:, None, None, :10]
+        return sure.expand(*x_t.shape, 10).float()
+
+
+def test_drawing_by_label():
+    "Ten labels in turn, across the pieces of 500; guidance makes them surer; numbers become classes."
+    process, model = uniform(10, 20), Named()
+    x = draw_labelled(process, model, 503, (2, 3), 20)
+    assert x.shape == (503, 2, 3) and x.dtype == torch.int64
+    assert (x == (torch.arange(503) % 10)[:, None, None]).double().mean() > 0.98
+    def numbers(*args): return generate(*args) / 4.5 - 1
+    y = torch.arange(12) % 10
+    want = generate(process, lambda x_t, t: model(x_t, t, y), (12, 2, 3), 20, torch.Generator().manual_seed(1))
+    assert torch.equal(draw_labelled(process, model, 12, (2, 3), 20), want)
+    assert torch.equal(draw_labelled(process, model, 12, (2, 3), 20, sampler=numbers), want)
+    assert (draw_labelled(process, model, 12, (2, 3), 20, weight=2.) == y[:, None, None]).all()
