@@ -59,13 +59,14 @@ def test_killed_and_begun_again(gpu, tmp_path, capsys):
     first = tmp_path / f'{jobs[0].name}.json'
     with open(tmp_path / 'said', 'w') as said:
         process = subprocess.Popen([sys.executable, str(TOOL), *queue(tmp_path)], stdout=said, stderr=said)
-    while not first.is_file():
+    while not (first.is_file() and (tmp_path / 'running' / jobs[1].name).exists()):
         assert process.poll() is None, (tmp_path / 'said').read_text()
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / f'{jobs[-1].name}.json').exists()
     written = first.stat().st_mtime_ns
+    (tmp_path / 'running' / jobs[0].name).mkdir(exist_ok=True) # as if killed right after its log
     gpu.main(queue(tmp_path))
     assert first.stat().st_mtime_ns == written
     for job in jobs: check_whole(job, tmp_path)

@@ -35,14 +35,14 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 from discdiff_nb import nets
-from discdiff_nb.checkpoints import describe_value, halved, restore, save_tensors, weights
+from discdiff_nb.checkpoints import halved, restore, save_tensors, weights
 from discdiff_nb.core import Schedule, cosine_schedule, elbo, generate, linear_schedule
 from discdiff_nb.core import step_times, trajectory
 from discdiff_nb.data import decode
 from discdiff_nb.gaussian import Gaussian, to_classes
 from discdiff_nb.multinomial import Multinomial
-from discdiff_nb.runs import (Job, bound_bits, chunks, draw_labelled, examples, measured, network,
-                              noise_of, origin, watched_bits)
+from discdiff_nb.runs import (Job, bound_bits, chunks, draw_labelled, examples, job_process,
+                              measured, network, noise_of, origin, watched_bits)
 from discdiff_nb.sampling import ddim, generate_few_calls, inpaint
 from discdiff_nb.train import fit
 
@@ -92,7 +92,7 @@ def noise(job, train):
     if job.process == 'uniform': return Multinomial(job.K, cosine_schedule(job.T, 1))
     if job.process == 'gaussian_simple':
         return Gaussian(job.K, linear_schedule(job.T, 0.1 / job.T, 20 / job.T))
-    return noise_of(job, train)
+    return job_process(job, train)
 
 
 # data: one file that holds what the jobs read
@@ -261,7 +261,7 @@ def run_job(job, out):
     with torch.compiler.set_stance('force_eager'):
         log, drawn = results(job, process, model, data)
     seconds = dict(ready=ready - started, training=training, results=time.time() - after)
-    about = dict(seconds=seconds, noise=describe_value(process),
+    about = dict(seconds=seconds, noise=noise_of(process),
                  parameters=sum(p.numel() for p in model.parameters()),
                  **origin(job.seed, started, device()))
     curve = [sum(part) / len(part) / math.log(2) for part in chunks(losses, 50)]
@@ -272,7 +272,7 @@ def run_job(job, out):
 
 def keep(out, job, tensors, about, log, curve):
     "Weights and samples first, the log last and at once."
-    settings = json.loads(json.dumps(dict(job=asdict(job), **about), default=str))
+    settings = dict(job=asdict(job), **about)
     save_tensors(out / f'{job.name}.safetensors', tensors, settings)
     temporary = out / f'{job.name}.json.tmp'
     temporary.write_text(json.dumps(settings | dict(losses=curve, **log)) + '\n')
@@ -324,6 +324,8 @@ def run(args):
     started, failed = time.time(), []
     prepare(args)
     for job in choose(args):
+        if is_done(job, args.out): # perhaps killed right after its log was written
+            shutil.rmtree(args.out / 'running' / job.name, ignore_errors=True)
         while not is_done(job, args.out) and job.name not in failed:
             left = args.minutes - (time.time() - started) / 60
             if planned(job) > left:
