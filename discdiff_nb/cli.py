@@ -59,6 +59,8 @@ def check_config(
             raise _bad_config(key, f'is {config[key]!r}', f'the integers {low}..{high}')
     if type(config['lr']) not in (int, float) or not 0 < config['lr'] <= 10:
         raise _bad_config('lr', f"is {config['lr']!r}", 'a number above 0, at most 10')
+    if config.get('cosine_power', 2) not in (1, 2):
+        raise _bad_config('cosine_power', f"is {config['cosine_power']!r}", '1 or 2')
     if not isinstance(config['net_args'], dict):
         raise _bad_config('net_args', f"is {config['net_args']!r}", "the network's arguments")
 
@@ -95,7 +97,8 @@ def build(
     from discdiff_nb.data import DATASETS
     check_config(config)
     images = DATASETS[config['data']](config['levels'])
-    process = runs.PROCESSES[config['process']](images.K, config['T'])
+    falls = dict(power=config.get('cosine_power', 2)) if config['process'] == 'uniform' else {}
+    process = runs.PROCESSES[config['process']](images.K, config['T'], **falls)
     return images, process, _build_net(config, images, process).to(config['device'])
 
 # %% ../nbs/27_cli.ipynb #b40ab693
@@ -418,7 +421,9 @@ def _new_config(args) -> dict:
     "A recipe, changed by what was given on the command line."
     data = args.data or args.name or 'digits'
     base = dict(data=data, process='absorbing', seed=0, device=devices()[-1], **RECIPES[data])
-    return base | {k: getattr(args, k) for k in _GIVEN if getattr(args, k) is not None}
+    config = base | {k: getattr(args, k) for k in _GIVEN if getattr(args, k) is not None}
+    if config['process'] == 'uniform': config['cosine_power'] = 1
+    return config
 
 # %% ../nbs/27_cli.ipynb #733520c4
 def _check_given(args, config) -> None:
