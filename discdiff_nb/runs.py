@@ -87,7 +87,7 @@ def absorbing(K: int, T: int) -> Absorbing: # levels without the mask; steps
     return Absorbing(K + 1, reciprocal_schedule(T))
 
 def uniform(K: int, T: int, power: float = 2.) -> Multinomial: # levels; steps; of the cosine
-    "Uniform noise; kept runs have the square of the cosine, new ones take power 1 (chapter 26)."
+    "Uniform noise; jobs have the square of the cosine, the command line power 1 (chapter 26)."
     return Multinomial(K, cosine_schedule(T, power))
 
 # %% ../nbs/19_runs.ipynb #b19a0031
