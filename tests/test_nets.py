@@ -61,7 +61,7 @@ def test_the_names_of_the_weights_of_a_unet():
 
 
 KEPT = sorted(p.stem for p in ASSETS.glob('fashion_mnist_small_*_*.safetensors') if '_Gaussian' not in p.stem)
-KEPT += sorted(p.stem for p in ASSETS.glob('text_small_novels27_*.safetensors'))
+KEPT += sorted(p.stem for size in ('small', 'kept') for p in ASSETS.glob(f'text_{size}_novels27_*.safetensors'))
 
 
 @pytest.mark.parametrize('name', KEPT)
@@ -72,8 +72,9 @@ def test_kept_weights_load(name):
     with safe_open(path, 'pt') as file: settings = json.loads(file.metadata()['discdiff'])['settings']
     K, width = weights['embed.weight'].shape
     if name.startswith('text'):
-        causal = settings['name'] == 'autoregressive'
-        net = Transformer(K - causal, settings['T'], (settings['D'],), causal=causal, rope='place' not in weights, **settings['net'])
+        causal, D = settings['name'].endswith('autoregressive'), settings.get('length', settings.get('D'))
+        sizes = {k: v for k, v in settings['net'].items() if k not in ('kind', 'rope')}
+        net = Transformer(K - causal, settings['T'], (D,), causal=causal, rope='place' not in weights, **sizes)
     else:
         ordered = settings['K'] if 'embed.number.weight' in weights else 0
         out = len(weights['last.weight'])
