@@ -574,11 +574,11 @@ ASSETS |= {
     'text_small_novels27.json': '3dce63ec3c280fa2917bbf5abca95d7d',
     'text_small_novels27_absorbing.safetensors': 'a99ab65ffb637e8a50f7c89dbf4a78db',
     'text_small_novels27_autoregressive.safetensors': '1a84b2b873c7877cabcf8f527739b30a',
-    'text_small_novels27_neighbour.safetensors': 'ee8312d95d00bdb8571a11e80f6105fe',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7503
 ASSETS |= {
+    'text_small_novels27_neighbour.safetensors': 'ee8312d95d00bdb8571a11e80f6105fe',
     'text_small_novels27_uniform.safetensors': 'c6b24a56c65012e9f1b06e02692b10f3',
 }
 
