@@ -534,7 +534,7 @@ ASSETS = {
     'digits_absorbing.safetensors': 'c26ba4260ac2c896dc9b104649f28ad3',
     'digits_gaussian.safetensors': '646dc4738d9a7449a27eb56da7971504',
     'digits_hybrid.safetensors': '26ec2a4bec4be94a3578d598675f455c',
-    'digits_joint.safetensors': '64e2f215b9e6379a9bbdea08cbe68269',
+    'digits_joint.safetensors': '71e8b84ea22459f04eabce3657bc2949',
     'digits_neighbour.safetensors': 'bd49e1cf896d062d09f997bf69d47bfa',
     'digits_ordinal.safetensors': '6e08042cd9b3eb5a11bf973d763df00c',
     'digits_reweighted.safetensors': '8c6d63f4a9d6faf98188a21ee3e87a96',
