@@ -45,7 +45,8 @@ def check_whole(job, out):
     "A log with a bound and a curve, weights and samples; nothing half done beside them."
     log = json.loads((out / f'{job.name}.json').read_text())
     tensors = load_file(out / f'{job.name}.safetensors')
-    assert log['job'] == json.loads(json.dumps(job.__dict__)) and log['parameters'] > 0 and log['seconds']['training'] > 0
+    assert log['job'] == json.loads(json.dumps(job.__dict__)) and log['parameters'] > 0
+    assert {'ready', 'training', 'results'} <= set(log['seconds'])
     assert log['test']['bits'] > 0 and len(log['test']['each']) == log['test']['n'] == 40 and log['train']['each'] is None
     assert len(log['losses']) == 1 and any(name.startswith('net.') for name in tensors)
     assert not (out / 'running' / job.name).exists()
