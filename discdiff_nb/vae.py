@@ -153,7 +153,7 @@ def random_time_bound(
     x0: Tensor, # (B, ...) clean examples
     generator=None, # on x0's device: one, or a list of one per example
 ) -> Tensor: # (B,) nats: unbiased estimates of minus the ELBO, differentiable in the network
-    "L_T + T * L_t at one time t ~ U{1..T} per example (A9)."
+    "L_prior + T * L_t at one time t ~ U{1..T} per example (A9)."
     T = process.T
     t = randint(1, T + 1, (len(x0),), generator, x0.device)
     x_t = process.q_sample(x0, t, generator)
