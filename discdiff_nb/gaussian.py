@@ -106,8 +106,8 @@ def target_line(
     predict: str, # one of PREDICT
     t: Tensor, # (B,) integer times 1..T
     ndim: int, # how many axes the results shall have
-) -> tuple: # u and w, (B, 1, ...) float64 each
-    "The network predicts u x_0 + w x_t; so x_0 = (prediction - w x_t) / u (K9, K10)."
+) -> tuple: # u_0 and u_t, (B, 1, ...) float64 each
+    "The network predicts y = u_0 x_0 + u_t x_t; so x_0 = (y - u_t x_t) / u_0 (K9, K10)."
     scale, var = jump(schedule, 0 * t, t, ndim)
     if predict == 'x0': return torch.ones_like(var), 0 * var
     if predict == 'eps': return -scale / var.sqrt(), var.rsqrt()
@@ -124,8 +124,8 @@ def predicted_x0(
     t: Tensor, # (B,) times 1..T
 ) -> Tensor: # (B, ...) float64
     "x_0 from what the network predicts; within -1..1 if the process is `clipped` (K9, K10)."
-    u, w = target_line(process.schedule, process.predict, t, x_t.ndim)
-    x0_hat = (out[..., 0].double() - w * x_t) / u
+    u_0, u_t = target_line(process.schedule, process.predict, t, x_t.ndim)
+    x0_hat = (out[..., 0].double() - u_t * x_t) / u_0
     return x0_hat.clamp(-1, 1) if process.clip else x0_hat
 
 def clipped(
@@ -147,10 +147,10 @@ def target_weight(
     t: Tensor, # (B,) integer times 2..T
     var_p: Tensor, # (B,) variance of the model's step
 ) -> Tensor: # (B,) float64, nats per squared error
-    "What a squared error of 1 in the prediction costs in the bound: w_0^2 / (2 var u^2) (K10)."
+    "What a squared error of 1 in the prediction costs in the bound: w_0^2 / (2 var u_0^2) (K10)."
     w_0, _, _ = posterior(schedule, t - 1, t, 1)
-    u, _ = target_line(schedule, predict, t, 1)
-    return w_0 ** 2 / (2 * var_p * u ** 2)
+    u_0, _ = target_line(schedule, predict, t, 1)
+    return w_0 ** 2 / (2 * var_p * u_0 ** 2)
 
 @checked
 def simple_loss(
@@ -161,8 +161,8 @@ def simple_loss(
     t: Tensor, # (B,) times 1..T
 ) -> Tensor: # (B,) squared error, summed over the entries
     "||y - prediction||^2, for eps L_simple (K11). Raises NotFiniteError."
-    u, w = target_line(process.schedule, process.predict, t, x_t.ndim)
-    y = u * to_levels(x0, process.K) + w * x_t
+    u_0, u_t = target_line(process.schedule, process.predict, t, x_t.ndim)
+    y = u_0 * to_levels(x0, process.K) + u_t * x_t
     return check_finite(sum_positions((y - out[..., 0].double()) ** 2), 'the loss')
 
 # %% ../nbs/04_gaussian.ipynb #48ab41e1
@@ -406,8 +406,8 @@ def check_choices(
         raise DiscdiffError(f'variance = {variance!r}, allowed are {VARIANCE}')
     if not schedule.beta[1:].all():
         raise ScheduleError('beta is 0 at a t >= 1: every step must add noise, or its KL is 0/0')
-    u, _ = target_line(schedule, predict, torch.arange(1, schedule.T + 1), 1)
-    if not u.all():
+    u_0, _ = target_line(schedule, predict, torch.arange(1, schedule.T + 1), 1)
+    if not u_0.all():
         raise ScheduleError('alpha_bar[T] is 0: x_T is all noise, and x_0 cannot be found from eps '
                             'there; predict v or x0, or end above 0')
 
