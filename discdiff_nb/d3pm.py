@@ -101,15 +101,14 @@ def matrix_elbo(
 ) -> Tensor: # () nats
     "Negative ELBO of one position: prior matching, T - 1 divergences, reconstruction (D11)."
     q_t = Q_bar(Q)[:, x0] # row t: q(x_t | x_0)
-    L_T = kl_categorical(q_t[-1].log(), prior.log())
-    L_vb = L_T
+    L_vb = kl_categorical(q_t[-1].log(), prior.log()) # L_prior
     for t in range(2, len(Q)):
         x_t = q_t[t].nonzero().squeeze(1) # what can be met at t
         posterior = matrix_posterior(x0.expand(len(x_t)), x_t, t, Q)
         kl = kl_categorical(posterior.log(), steps[t][x_t].log())
         L_vb = L_vb + q_t[t][x_t] @ kl
-    L_0 = -torch.xlogy(q_t[1], steps[1][:, x0]).sum()
-    return L_vb + L_0
+    L_1 = -torch.xlogy(q_t[1], steps[1][:, x0]).sum()
+    return L_vb + L_1
 
 # %% ../nbs/06_d3pm.ipynb #b0673348
 @checked
