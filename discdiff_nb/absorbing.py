@@ -49,7 +49,7 @@ def masked_nll(
 ) -> Tensor: # (B,) nats
     "Sum of -log p(x_0 | x_t) over what is masked (U6). Raises ClassError, ShapeError, DtypeError."
     K = logits_x0.shape[-1]
-    check_logits(logits_x0, x_t, K)
+    logits_x0 = check_logits(logits_x0, x_t, K)
     check_classes(x0, K - 1)
     masked = check_reachable(x0, x_t, K - 1)
     return absorbing_kl(logits_x0, x0, masked, torch.ones(()))
@@ -141,10 +141,10 @@ def order_nll(
 ) -> Tensor: # (D!,) nats, one for each order
     "-log p of one example in each of the D! reading orders (U6). Raises ClassError, ShapeError."
     check_classes(x0, mask_id)
-    D = len(x0)
-    if x0.ndim != 1 or D > 8:
+    if x0.ndim != 1 or len(x0) > 8:
         raise ShapeError(f'x0 has shape {tuple(x0.shape)}; give one example of D <= 8 positions: '
                          'longer ones have too many orders')
+    D = len(x0)
     orders = torch.tensor(list(itertools.permutations(range(D))), device=x0.device)
     row = torch.arange(len(orders))
     x_t = torch.full_like(orders, mask_id)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INTEGERS', 'CHECKING', 'SMALL_INTEGERS', 'INTEGER_NAMES', 'DiscdiffError', 'TimeError', 'ClassError', 'ShapeError',
            'DtypeError', 'NotFiniteError', 'ScheduleError', 'DataError', 'CheckpointError', 'time_remedy', 'unchecked',
-           'maybe_any', 'check_t', 'class_remedy', 'check_classes', 'check_logits', 'check_finite', 'as_int64',
-           'checked', 'checked_beta', 'one_story', 'checked_alpha_bar', 'Schedule', 'linear_schedule',
+           'maybe_any', 'check_t', 'class_remedy', 'check_classes', 'check_logits', 'check_finite', 'is_integer',
+           'as_int64', 'checked', 'checked_beta', 'one_story', 'checked_alpha_bar', 'Schedule', 'linear_schedule',
            'reciprocal_schedule', 'cosine_schedule', 'sigmoid_schedule', 'on_device', 'gather_t', 'alpha_between',
            'sum_positions', 'kl_categorical', 'device_of', 'generator_rows', 'check_generator', 'rand', 'randn',
            'randint', 'sample_categorical', 'mix_seed', 'check_batch', 'minibatch', 'pixel_marginals', 'earlier_time',
@@ -100,6 +100,7 @@ def class_remedy(
     if x.dtype == torch.bool: return f'use {name}.long() if False and True are the classes 0 and 1'
     if not x.is_floating_point() or _whole(x): return f'use {name}.long()'
     if not x.isfinite().all(): return 'it holds NaN or infinity, which no class stands for'
+    if name == 'y': return 'labels are no shades of gray; give the number of each, 0, 1, 2, ...'
     if x.min() >= 0 and x.max() <= 1:
         levels = max(K, 256)
         whole = f'({levels - 1} * {name}).round().long()'
@@ -158,6 +159,12 @@ def check_finite(
 SMALL_INTEGERS = frozenset(INTEGERS) - {torch.int64}
 INTEGER_NAMES = ('x0', 'x_t', 'x_s', 'x', 'y', 'y0', 'z_t', 'path', 'text',
                  't', 's', 'tau', 'start', 'time')
+
+def is_integer(
+    n, # anything
+) -> bool: # True of the integers of Python and numpy; not of True, which is 1 by accident
+    "Whether n can count something."
+    return isinstance(n, Integral) and not isinstance(n, bool)
 
 def as_int64(
     x, # anything
@@ -269,7 +276,7 @@ class Schedule:
 
 # %% ../nbs/01_core.ipynb #1f04782f
 def _times(T):
-    if not isinstance(T, int) or T < 1:
+    if not is_integer(T) or T < 1:
         raise ScheduleError(f'T = {T!r}; the number of steps is an integer of at least 1')
     return torch.arange(T + 1, dtype=torch.float64)
 
@@ -308,6 +315,7 @@ def sigmoid_schedule(
 ) -> Schedule: # alpha_bar is a mirrored sigmoid from 1 to 0
     """Sigmoid between -width and width, moved and scaled to run from 1 to 0
     (Jabri et al. 2022). Raises ScheduleError."""
+    if not 0 < width < math.inf: raise ScheduleError(f'width = {width}, allowed is above 0')
     f = torch.sigmoid(width * (1 - 2 * _times(T) / T))
     return Schedule.from_alpha_bar((f - f[-1]) / (f[0] - f[-1]))
 
@@ -362,7 +370,7 @@ def kl_categorical(
     log_p: Tensor, # (..., K) log-probabilities, -inf allowed
 ) -> Tensor: # (...) nats; +inf where p forbids what q allows
     "KL(q || p) of two distributions, with 0 log 0 = 0 and no smoothing constant (K18)."
-    possible = log_q > -math.inf
+    possible = log_q.exp() > 0 # a log_q of -800 is no less impossible than one of -inf
     log_ratio = torch.where(possible, log_q, 0.) - torch.where(possible, log_p, 0.)
     return (log_q.exp() * log_ratio).sum(-1)
 
@@ -469,10 +477,9 @@ def check_batch(
     step: int, # global step, counted from 0
 ) -> None:
     "Raise ShapeError or DataError unless the batch has a size and the step a number."
-    def integer(n): return isinstance(n, Integral) and not isinstance(n, bool)
-    if not integer(batch_size) or batch_size < 1:
+    if not is_integer(batch_size) or batch_size < 1:
         raise ShapeError(f'batch_size = {batch_size!r}; allowed are the integers 1 and more')
-    if not integer(step) or step < 0:
+    if not is_integer(step) or step < 0:
         raise DataError(f'step = {step!r}; steps are the integers from 0 on')
 
 # %% ../nbs/01_core.ipynb #d5e0c1a7
@@ -520,7 +527,10 @@ def earlier_time(
     check_t(t, T)
     if s is None: return t - 1
     check_t(s, T, low=0)
-    if s.shape != t.shape or (CHECKING.get() and not (s < t).all()):
+    if s.shape != t.shape:
+        shapes = f's has shape {tuple(s.shape)} and t {tuple(t.shape)}'
+        raise ShapeError(f'{shapes}; give one s for each t')
+    if CHECKING.get() and not (s < t).all():
         raise TimeError(f's = {s.tolist()} must lie below t = {t.tolist()}, entry by entry')
     return s
 
@@ -534,20 +544,25 @@ def checked_methods(
 
 # %% ../nbs/01_core.ipynb #71b5745f
 class Process:
-    """How data is destroyed and how one step is undone; subclasses fill in the table above.
-    Times are (B,) integers, s = t-1 unless given."""
-    T: int
+    """How data is destroyed and how one step is undone. Times are (B,) integers 1..T, `out` is
+    what the network says of x_t, s = t-1 unless given; a posterior is log-probabilities
+    (B, ..., K) of classes, or a pair (mean, variance). A method that is absent raises
+    NotImplementedError."""
+    T: int # number of steps
+    classes: int # of clean data; a process of pairs has `halves` instead, one process for each
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         checked_methods(cls)
-    def prior(self, shape, generator=None): raise NotImplementedError
-    def q_sample(self, x0, t, generator=None): raise NotImplementedError
-    def q_posterior(self, x0, x_t, t, s=None): raise NotImplementedError
-    def p_posterior(self, out, x_t, t, s=None): raise NotImplementedError
-    def L_t(self, out, x0, x_t, t): raise NotImplementedError
-    def L_T(self, x0): raise NotImplementedError
-    def loss(self, out, x0, x_t, t): return self.L_t(out, x0, x_t, t)
-    def step(self, out, x_t, t, s=None, generator=None): raise NotImplementedError
+    # x_T, of this shape; x_t; then the parameters of q(x_s | x_t, x_0) and of p(x_s | x_t)
+    def prior(self, shape, generator=None): raise NotImplementedError('prior')
+    def q_sample(self, x0, t, generator=None): raise NotImplementedError('q_sample')
+    def q_posterior(self, x0, x_t, t, s=None): raise NotImplementedError('q_posterior')
+    def p_posterior(self, out, x_t, t, s=None): raise NotImplementedError('p_posterior')
+    # (B,) nats, summed over positions: the KL of the two; at t = 1 it is -log p(x_0 | x_1)
+    def L_t(self, out, x0, x_t, t): raise NotImplementedError('L_t')
+    def L_T(self, x0): raise NotImplementedError('L_T') # (B,) nats: KL(q(x_T | x_0) || p(x_T))
+    def loss(self, out, x0, x_t, t): return self.L_t(out, x0, x_t, t) # (B,) what is trained on
+    def step(self, out, x_t, t, s=None, generator=None): raise NotImplementedError('step') # x_s
     def earlier(self, t, s): return earlier_time(t, s, self.T)
 
 checked_methods(Process)
@@ -595,7 +610,7 @@ def check_bound(
     "Raise DataError, TimeError or ShapeError unless a bound can be taken of these."
     N = len(as_tuple(x0)[0])
     if N == 0: raise DataError('x0 is empty: there is nothing to take a bound of')
-    if not isinstance(n_t, int) or not 1 <= n_t <= T:
+    if not is_integer(n_t) or not 1 <= n_t <= T:
         raise TimeError(f'n_t = {n_t!r}, allowed are the integers 1..{T}; None takes every t')
     check_generator(generator, N)
 
@@ -607,7 +622,8 @@ def stratified_times(
 ) -> Tensor: # (B,) integer times
     "A random time of strip j, the stretch from j T/n_t to (j+1) T/n_t (A9)."
     point = (j + u) * T / n_t
-    return 1 + point.long().clamp(T * j // n_t, T - 1) # rounding must not lead out of the strip
+    first, last = T * j // n_t, (T * (j + 1) - 1) // n_t # rounding must not lead out of the strip
+    return 1 + point.long().clamp(first, last)
 
 # %% ../nbs/01_core.ipynb #c26690fd
 def bound_terms(
@@ -684,9 +700,8 @@ def step_times(
 ) -> list: # steps + 1 integers from T down to 0
     "The times that a reverse run visits, T first and 0 last (K13). Raises TimeError."
     steps = T if steps is None else steps
-    if not isinstance(steps, int) or not 1 <= steps <= T:
-        raise TimeError(f'steps = {steps!r}, allowed are the integers 1..{T}: '
-                        f'T = {T} has no more steps to take')
+    if not is_integer(steps) or not 1 <= steps <= T:
+        raise TimeError(f'steps = {steps!r}, allowed are the integers 1..{T}; None takes all {T}')
     return [round(T * (1 - i / steps)) for i in range(steps + 1)]
 
 def _same_time(x, t):
@@ -712,7 +727,9 @@ def check_known(
     keep: tuple, # booleans for each part
 ) -> None:
     "Raise DtypeError or ShapeError unless the three fit, part by part."
-    for x, clean, k in zip(x_t, x0, keep, strict=True):
+    if not len(x_t) == len(x0) == len(keep):
+        raise ShapeError(f'{len(x_t)} parts of x_t, {len(x0)} known, {len(keep)} of keep')
+    for x, clean, k in zip(x_t, x0, keep):
         check_keep(k)
         shapes = tuple(x.shape), tuple(clean.shape), tuple(k.shape)
         if len(set(shapes)) > 1:

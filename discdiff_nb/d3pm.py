@@ -17,8 +17,8 @@ from .core import (CHECKING, INTEGERS, ClassError, DiscdiffError, DtypeError, Pr
                               Schedule, ScheduleError, ShapeError, check_classes, check_finite,
                               check_logits, check_t, checked, device_of, gather_t,
                               kl_categorical, on_device, sum_positions)
-from .multinomial import (Categorical, alpha_bar_ratio, checked_step, keep_or_redraw,
-                                     right_nll, weighted_cross_entropy)
+from .multinomial import (Categorical, alpha_bar_ratio, check_weight, checked_step,
+                                     keep_or_redraw, right_nll, weighted_cross_entropy)
 
 # %% ../nbs/06_d3pm.ipynb #d9b736a5
 def uniform_Q(
@@ -214,14 +214,14 @@ class MaskJumps(Categorical):
         keep = alpha_bar_ratio(self.schedule, s, t, max(x_s.ndim, x_t.ndim))
         return log_mask_jump(x_s, x_t, keep, self.mask_id)
     def log_row(self, x_s, s, t):
-        k = torch.arange(self.K, device=x_s.device)
-        return self.log_jump(x_s[..., None], k, s, t)
+        return self.log_jump(x_s[..., None], torch.arange(self.K, device=x_s.device), s, t)
     def log_column(self, x_t, s, t):
         k = torch.arange(self.K, device=x_t.device)
         return self.log_jump(k, x_t[..., None], s, t)
     def log_mix(self, log_p_tilde, s):
         keep = gather_t(self.schedule.alpha_bar, s, log_p_tilde.ndim)
         is_mask = torch.arange(self.K, device=s.device) == self.mask_id
+        log_p_tilde = no_mask(log_p_tilde).log_softmax(-1)
         return torch.where(is_mask, (1 - keep).log(), log_p_tilde + keep.log()).to(log_p_tilde)
     def log_prior(self): return F.one_hot(torch.tensor(self.mask_id), self.K).double().log()
     def prior(self, shape, generator=None):
@@ -263,7 +263,8 @@ def hybrid_loss(
     t: Tensor, # (B,) times 1..T
     weight: float, # lambda, on the cross-entropy
 ) -> Tensor: # (B,) nats
-    "L_t plus lambda times the cross-entropy of x_0 (Austin et al. 2021, eq. 5; D11)."
+    """L_t plus lambda times the cross-entropy of x_0 (Austin et al. 2021, eq. 5; D11).
+    Raises DiscdiffError and the errors of L_t."""
     L_t = process.L_t(out, x0, x_t, t)
     return L_t + weighted_cross_entropy(process, out, x0, x_t, weight)
 
@@ -272,14 +273,13 @@ def hybrid(
     process: Categorical, # whose network returns logits of x_0; it may be a hybrid already
     weight: float, # lambda, on the cross-entropy, 0 or above
 ) -> Categorical: # the same process, with lambda times the cross-entropy added to its loss
-    "A copy trained on hybrid_loss; the rest stays (D11). Raises ScheduleError, DiscdiffError."
+    """A copy whose own loss has lambda times the cross-entropy added; the rest stays (D11).
+    Raises DiscdiffError."""
     if not isinstance(process, Categorical):
         name = type(process).__name__
         raise DiscdiffError('hybrid needs a network that returns logits of x_0, '
                             f'as {name} does not')
-    if not 0 <= weight < math.inf:
-        raise ScheduleError(f'the weight of the cross-entropy is {weight}; '
-                            'it must be 0 or above, and finite')
+    check_weight(weight)
     mixed = copy.copy(process)
     mixed.hybrid_weight = process.hybrid_weight + weight
     return mixed

@@ -16,15 +16,17 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
-from .core import (CheckpointError, DiscdiffError, DtypeError, NotFiniteError, Process,
-                              ShapeError, as_int64, as_tuple, check_classes, elbo, evaluating,
-                              index_batch, minibatch, mix_seed, unchecked)
+from .core import (INTEGERS, CheckpointError, DataError, DiscdiffError, DtypeError,
+                              NotFiniteError, Process, ShapeError, as_int64, as_tuple,
+                              check_classes, class_remedy, elbo, evaluating, index_batch,
+                              is_integer, minibatch, mix_seed, unchecked)
 from .checkpoints import (PRECISIONS, Team, check_same_run, choose_precision, cut_log,
                                      deferred_interrupt, describe, explain_memory, find_team,
                                      likely_cause, log_row, other_checkpoint, pack, plain, read_run,
@@ -60,10 +62,16 @@ def no_label(
     model: nn.Module, # network; those of chapter 13 know how many labels they read
     y: Tensor, # (N,) labels of the training set
 ) -> int: # the label that means "none"
-    "One above the last label: of the network where it says so, else of the data."
+    """One above the last label: of the network where it says so, else of the data.
+    Raises DtypeError, DataError."""
     readers = getattr(model, 'readers', {})
-    return readers['y'].num_embeddings - 1 if 'y' in readers else int(y.max()) + 1
+    if 'y' in readers: return readers['y'].num_embeddings - 1
+    if y.dtype not in INTEGERS:
+        raise DtypeError(f'y has dtype {y.dtype}; labels are integers: {class_remedy(y, 2, "y")}')
+    if not y.numel(): raise DataError('y is empty: there is no label to be one above')
+    return int(y.max()) + 1
 
+# %% ../nbs/16_train.ipynb #2b3c0967
 def drop_cond(
     cond: dict, # name: (B, ...) conditions of a batch
     drop: float, # probability within 0..1, for all conditions of an example together
@@ -221,7 +229,7 @@ def update_average(
 def held_out_bits(
     process: Process, # what destroys
     x0, # (N, ...) held-out examples, or a tuple of such
-    n_t: int = 8, # times drawn per example, 1..T
+    n_t: int = 8, # times drawn per example, at least 1; above T it is T
     seed: int = 0, # of times and noise
     cond: dict | None = None, # name: (N, ...) conditions
 ) -> Callable: # network -> bits per dimension
@@ -232,7 +240,8 @@ def held_out_bits(
         every = torch.arange(len(as_tuple(x0)[0]))
         data = take(x0, every, device)
         given = {name: take(v, every, device) for name, v in (cond or {}).items()}
-        return elbo(process, model, data, n_t, generator, cond=given)['bits_per_dim']
+        times = min(n_t, process.T)
+        return elbo(process, model, data, times, generator, cond=given)['bits_per_dim']
     return measure
 
 # %% ../nbs/16_train.ipynb #dd8a3bb1
@@ -253,7 +262,7 @@ class Run:
     how: dict # the rest of what `fit` was called with, and precision
     losses: list = field(default_factory=list) # nats per dimension, one per step
     scores: list = field(default_factory=list) # (step, held-out value)
-    norms: list = field(default_factory=list) # of the gradients of this session, if finite
+    norms: list = field(default_factory=list) # of the gradients, one per step of this session
     waiting: list = field(default_factory=list) # (3,) loss, norm, scale, still on the device
     logged: int = 0 # steps that the log has seen
     said: set = field(default_factory=set) # what went wrong with side files
@@ -288,6 +297,7 @@ def _prepare(process, model, x0, cond, about, how, resume=False) -> Run:
     "Everything checked and in its place: network, average and optimizer on the device, the team."
     check_run(process, model, x0, cond, {**how, **about}, how['run'])
     about |= {name: how[name] for name in ('times', 'clip', 'memory')}
+    about |= {k: int(v) if is_integer(v) else float(v) for k, v in about.items() if k != 'times'}
     team, net = find_team(), plain(model)
     if team.device: net.to(team.device)
     team.device = device = next(net.parameters()).device
@@ -377,7 +387,10 @@ def _look(r) -> None:
         if lost or not math.isfinite(loss):
             raise NotFiniteError(f'loss {loss:g}, gradient norm {norm:g}')
         r.losses.append(loss)
-        if finite: r.norms.append(norm)
+        r.norms.append(norm)
+
+def _finite(norms): return [norm for norm in norms if math.isfinite(norm)]
+def _mean(numbers): return sum(numbers) / len(numbers) if numbers else None
 
 def _earlier(r):
     "The error of a step that was not looked at yet, if there was one."
@@ -398,7 +411,7 @@ def _explained(r):
         if not r.losses:
             names = [k for k, p in r.model.named_parameters() if not p.isfinite().all()]
             broken = names[0] if names else None
-        cause = likely_cause(r.losses, r.norms, broken, r.how['precision'])
+        cause = likely_cause(r.losses, _finite(r.norms), broken, r.how['precision'])
         raise NotFiniteError(f'{first} at step {len(r.losses)}; likely cause: {cause}; '
                              f'{_saved(r)}') from e
     except (RuntimeError, MemoryError) as e:
@@ -411,7 +424,11 @@ def _explained(r):
 def _measure(r) -> float | None:
     "The held-out value of the averaged network, where one is asked for."
     if not r.how['held_out']: return None
-    with evaluating(r.average): score = float(r.how['held_out'](r.average))
+    try:
+        with evaluating(r.average): score = float(r.how['held_out'](r.average))
+    except Exception: # the steps that were trained outlive a failed measurement
+        _save(r)
+        raise
     r.scores.append([_step_of(r), score])
     return score
 
@@ -419,16 +436,14 @@ def _report(r, score) -> None:
     "A row of the log, and the same for TensorBoard."
     step, path = _step_of(r), _file(r)
     n = max(step - r.logged, 1)
-    norms = r.norms[-n:]
     row = dict(step=step, loss=sum(r.losses[-n:]) / n,
-               grad_norm=sum(norms) / len(norms) if norms else None,
+               grad_norm=_mean(_finite(r.norms[-n:])),
                lr=r.optimizer.param_groups[0]['lr'], held_out=score, seconds=time.time() - r.begun)
     r.logged = step
     with _beside(r):
         if path: log_row(path.with_name('log.csv'), row)
     with _beside(r):
-        if not r.board: return
-        for name in set(row) - {'step'}:
+        for name in set(row) - {'step'} if r.board else ():
             if row[name] is not None: r.board.add_scalar(name, row[name], step)
 
 # %% ../nbs/16_train.ipynb #f0072abb
@@ -556,10 +571,11 @@ def check_settings(
     def refuse(name, allowed):
         raise DiscdiffError(f'{name} = {s[name]!r}, allowed is {allowed}')
     for name in COUNTS:
-        if not isinstance(s[name], int) or s[name] < 1: refuse(name, '1 and more, a whole number')
-    if not isinstance(s['seed'], int): refuse('seed', 'a whole number')
+        if not is_integer(s[name]) or s[name] < 1: refuse(name, '1 and more, a whole number')
+    if not is_integer(s['seed']): refuse('seed', 'a whole number')
     for name, (words, inside) in RANGES.items():
-        if not isinstance(s[name], (int, float)) or not inside(s[name]): refuse(name, words)
+        number = isinstance(s[name], Real) and not isinstance(s[name], bool)
+        if not number or not inside(s[name]): refuse(name, words)
     if s['times'] not in TIMES: refuse('times', ' or '.join(TIMES))
     if s['mixed_precision'] not in (None, *PRECISIONS):
         refuse('mixed_precision', ' or '.join(PRECISIONS))
@@ -571,7 +587,7 @@ def check_label(
     model: nn.Module, # network
     y: Tensor, # (N,) labels
 ) -> int: # the label that means "none"
-    "Raise DtypeError or ClassError unless the labels are ones that the network reads."
+    "Raise DtypeError, DataError or ClassError unless the network reads the labels."
     none = no_label(model, y)
     check_classes(y, none + 1, 'y')
     return none
@@ -604,7 +620,11 @@ def check_examples(
     if isinstance(x0, tuple) != bool(halves) or len(parts) != len(halves or [0]):
         wants = f'a tuple of {len(halves)}' if halves else 'one tensor'
         raise ShapeError(f'x0 has {len(parts)} parts: a {type(process).__name__} takes {wants}')
-    for half, part in zip(halves or (process,), parts): check_classes(part, half.classes)
+    for half, part in zip(halves or (process,), parts):
+        if not hasattr(half, 'classes'):
+            raise DiscdiffError(f'a {type(half).__name__} does not say how many classes its data '
+                                'has: give it the attribute classes')
+        check_classes(part, half.classes)
 
 # %% ../nbs/16_train.ipynb #cc16de14
 def check_run(

@@ -327,7 +327,7 @@ def test_a_wrapped_process_does_what_its_names_say(name):
 def test_hybrid_is_for_classes():
     with pytest.raises(DiscdiffError, match='logits'): hybrid(Gaussian(5, linear_schedule(4)), 0.1)
     for weight in (-1., math.nan, math.inf):
-        with pytest.raises(ScheduleError, match='0 or above'): hybrid(Absorbing(4, reciprocal_schedule(5)), weight)
+        with pytest.raises(DiscdiffError, match='0 or above'): hybrid(Absorbing(4, reciprocal_schedule(5)), weight)
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -51,7 +51,7 @@ def test_uniform_noise_names_wrong_inputs(error, call):
     (ClassError, lambda: MASK.q_sample(MASKED, T)),
     (ClassError, lambda: MASK.q_posterior(X0, X0 + 1, T)),
     (ClassError, lambda: MASK.L_T(MASKED)),
-    (ScheduleError, lambda: hybrid(MASK, -1.)),
+    (DiscdiffError, lambda: hybrid(MASK, -1.)),
 ])
 def test_the_mask_names_wrong_inputs(error, call):
     with pytest.raises(error): call()
