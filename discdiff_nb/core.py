@@ -29,6 +29,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from tqdm.auto import tqdm
 
 # %% ../nbs/01_core.ipynb #91556884
+# (K6), (A9) and the like, in every module: rows of the ledger, which chapter 91 lists
 class DiscdiffError(ValueError): "The family of all errors that this package raises on purpose."
 class TimeError(DiscdiffError): "A time outside 1..T, or s not below t."
 class ClassError(DiscdiffError): "A class outside 0..K-1, or a pair that cannot occur."
@@ -66,8 +67,9 @@ def unchecked():
 
 def maybe_any(
     mask: Tensor, # any shape, booleans
-) -> bool: # False only where all are known to be False
-    "Whether one is True; on a GPU within `unchecked` True, unseen: be right for none as well."
+) -> bool: # False: none is True; True: one is, or nobody looked
+    """Whether one is True; on a GPU within `unchecked` always True, so that nothing waits: what
+    the caller does then must be right for a mask of False too."""
     if not CHECKING.get() and mask.device.type != 'cpu': return True
     return bool(mask.any())
 
@@ -102,7 +104,7 @@ def class_remedy(
     if not x.isfinite().all(): return 'it holds NaN or infinity, which no class stands for'
     if name == 'y': return 'labels are no shades of gray; give the number of each, 0, 1, 2, ...'
     if x.min() >= 0 and x.max() <= 1:
-        levels = max(K, 256)
+        levels = max(K, 256) # of the picture file: 256, or more where K classes need more
         whole = f'({levels - 1} * {name}).round().long()'
         return ('gray values within 0..1 become levels by '
                 f'reduce_levels({whole}, {levels}, {K}) of chapter 11')
@@ -148,7 +150,7 @@ def check_finite(
     x: Tensor, # any shape
     name: str, # what the message calls it
 ) -> Tensor: # `x` itself
-    "Return `x`, or raise NotFiniteError when it holds a NaN."
+    "Return `x`, or raise NotFiniteError when it holds a NaN; infinity may be a right answer."
     if not CHECKING.get(): return x
     n = int(torch.isnan(x).sum())
     remedy = "look for NaN in the network's output or its weights (learning rate, mixed precision)"
@@ -262,7 +264,7 @@ class Schedule:
         given = alpha_bar is not None
         alpha_bar = one_story(self.alpha, alpha_bar) if given else self.alpha.cumprod(0)
         if alpha_bar[-2] > 0: self.alpha_bar = alpha_bar
-    def __getattr__(self, name): # asked where an attribute is absent
+    def __getattr__(self, name): # what is absent; a bad alpha_bar: matrices need beta only
         if name != 'alpha_bar' or 'beta' not in vars(self):
             raise AttributeError(f'{type(self).__name__} has no {name}')
         raise ScheduleError('alpha_bar is 0 before t = T: the steps after it would do nothing; '
@@ -283,7 +285,7 @@ def _times(T):
 def linear_schedule(
     T: int, # number of steps
     beta_1: float = 1e-4, # noise of the first step, within 0..1
-    beta_T: float = 0.02, # noise of the last step, within 0..1
+    beta_T: float = 0.02, # noise of the last step, within 0..1; unused where T = 1
 ) -> Schedule: # beta rises in a straight line
     "Straight-line beta (Ho et al. 2020, section 4). Raises ScheduleError."
     t = _times(T)
@@ -328,6 +330,7 @@ def on_device(
 ) -> Tensor: # the table there
     "A copy that is made once, and again after the table was changed in place."
     if table.device == device: return table
+    # no copy of what has a gradient, or does not count its changes; any copy must serve training
     if table.requires_grad or table.is_inference(): return table.to(device)
     copies = _copies.setdefault(table, {})
     if copies.get(device, [None])[0] != table._version:
@@ -339,7 +342,7 @@ def gather_t(
     table: Tensor, # (T+1,) one number per time
     t: Tensor, # (B,) integer times 0..T
     ndim: int, # how many axes the result shall have
-) -> Tensor: # (B, 1, ..., 1) table[t] on t's device, float64
+) -> Tensor: # (B, 1, ..., 1) table[t] on t's device, of the table's dtype
     "table[t], shaped to broadcast against a tensor with `ndim` axes whose first is the batch."
     trailing = (1,) * (ndim - 1)
     return on_device(table, t.device)[t].reshape(-1, *trailing)
@@ -449,7 +452,7 @@ def randint(
 def sample_categorical(
     log_p: Tensor, # (..., K) log-probabilities, need not be normalized, -inf allowed
     generator=None, # on log_p's device: one, or a list of one per example
-) -> Tensor: # (...) int64 classes; a class of probability 0 is never drawn
+) -> Tensor: # (...) int64; a class of probability 0 is never drawn; K for NaN if `unchecked`
     """Draw one class per position by inverting the cumulative sum in float64.
     Raises NotFiniteError."""
     p = check_finite(log_p.double().softmax(-1), 'the distribution to draw from')
@@ -460,9 +463,9 @@ def sample_categorical(
 
 # %% ../nbs/01_core.ipynb #9afb2434
 def mix_seed(
-    *parts: int, # whatever the randomness shall depend on, in this order
+    *parts, # integers and words: what the randomness shall depend on, in this order
 ) -> int: # 0..2**63 - 1
-    "One seed from several integers, by sha256; neighbouring inputs give unrelated outputs."
+    "One seed from all of them, by sha256; neighbouring inputs give unrelated outputs."
     text = ':'.join(map(str, parts))
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], 'big') >> 1
@@ -492,7 +495,7 @@ def minibatch(
     """The batch of one training step; a new order each epoch, whose short last batch is dropped.
     Raises DtypeError, DataError, ShapeError."""
     if x0.dtype not in INTEGERS:
-        remedy = class_remedy(x0, 256, 'x0')
+        remedy = class_remedy(x0, 256, 'x0') # K is not known here; a picture file has 256 levels
         raise DtypeError(f'x0 has dtype {x0.dtype}; classes are integers: {remedy}')
     if x0.ndim == 0: raise ShapeError('x0 is one number; give the training set, shape (N, ...)')
     if x0.numel() == 0:
@@ -539,8 +542,8 @@ def checked_methods(
 ) -> None:
     "Decorate with `checked` every method that a class defines."
     for name, f in list(vars(cls).items()):
-        done = name.startswith('_') or not inspect.isfunction(f) or hasattr(f, 'is_checked')
-        if not done: setattr(cls, name, checked(f))
+        skip = name.startswith('_') or not inspect.isfunction(f) or hasattr(f, 'is_checked')
+        if not skip: setattr(cls, name, checked(f))
 
 # %% ../nbs/01_core.ipynb #71b5745f
 class Process:
@@ -573,7 +576,7 @@ def evaluating(
     model, # a network, or what holds one: a partial, a method, an object with an attribute `model`
 ):
     """A `with` block in which the network is in evaluation mode; afterwards each submodule is in
-    its former mode."""
+    its former mode. A network inside a closure is not found: it stays in the mode it is in."""
     network = model
     while network is not None and not isinstance(network, torch.nn.Module):
         inside = (getattr(network, name, None) for name in ('model', 'func', '__self__'))
@@ -653,8 +656,9 @@ def bound_summary(
     terms: Tensor, # (N, n_t) nats, L_t at these times
     T: int, # number of steps
     D: int, # numbers in one example
-) -> dict: # the entries of the table below
-    "Means over the examples, in nats and in bits per dimension (K6)."
+) -> dict: # L_T, L_t, L_0, total, total_se, each, bits_per_dim, bits_per_dim_se, count
+    """Means over the examples, in nats and in bits per dimension: L_t (T+1,) is NaN where no t
+    was drawn, L_0 then None, and each (N,) the bound of each example (K6)."""
     each = L_T + T * terms.mean(1)
     nats = each.mean().item()
     se = each.std().item() / len(each) ** 0.5 if len(each) > 1 else math.nan

@@ -69,11 +69,11 @@ class RightAnswer(torch.autograd.Function):
         z_right = logits.gather(-1, right) - top
         e = (logits - top).exp_()
         e_right = e.gather(-1, right)
-        others = e.scatter_(-1, right, 0.)
+        others = e.scatter_(-1, right, 0.) # in place, for memory: e is gone from here on
         rest = others.sum(-1, keepdim=True)
         ctx.save_for_backward(others, rest, e_right, right)
-        near = torch.log1p(rest / e_right)
-        far = (rest + e_right).log() - z_right
+        near = torch.log1p(rest / e_right) # exact also where the right class is nearly sure
+        far = (rest + e_right).log() - z_right # finite also where e_right underflows to 0
         return torch.where(z_right > -1, near, far).squeeze(-1)
     @staticmethod
     @once_differentiable
@@ -186,6 +186,7 @@ def three_values(
     K: int, # number of classes
 ) -> tuple: # q at x_0, at x_t and at each other class, (...) float64 each
     "The three values of q(x_s | x_t, x_0) under uniform noise (K16)."
+    # A_k = q(x_t | x_s = k), B_k = q(x_s = k | x_0), Z = q(x_t | x_0): q at k is A_k B_k / Z
     A_x_t, A_other = a + (1 - a) / K, (1 - a) / K
     B_x0, B_other = b + (1 - b) / K, (1 - b) / K
     A_x0 = torch.where(same, A_x_t, A_other)
@@ -237,6 +238,8 @@ def uniform_kl(
     p_tilde_x0, p_tilde_x_t = log_p_tilde_x0.exp(), log_p_tilde_x_t.exp()
     at_x0 = q_x0 * torch.log1p(r_s * p_tilde_x0)
     at_x_t = q_x_t * torch.log1p(r_s * p_tilde_x_t)
+    # line_1 = q_x0 log(1 + r_s) - sum_k, sum_k = sum over k of q_k log(1 + r_s p_tilde_k)
+    # line_2 = log(1 + r_t p_tilde_x_t) - [x_t = x_0] log(1 + r_t)
     sum_k = at_x0 + ~same * at_x_t + q_o * S
     line_1 = torch.where(alpha_bar_s == 1, -log_p_tilde_x0, q_x0 * torch.log1p(r_s) - sum_k)
     line_2 = torch.log1p(r_t * p_tilde_x_t) - same * torch.log1p(r_t)

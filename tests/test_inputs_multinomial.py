@@ -2,7 +2,7 @@
 import math
 import pytest
 import torch
-from discdiff_nb.core import (ClassError, DataError, DtypeError, NotFiniteError, Schedule,
+from discdiff_nb.core import (ClassError, DataError, DiscdiffError, DtypeError, NotFiniteError, Schedule,
                               ScheduleError, ShapeError, TimeError, linear_schedule,
                               reciprocal_schedule)
 from discdiff_nb.d3pm import Absorbing, hybrid
