@@ -32,7 +32,8 @@ def term_by_states(
     "KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) by listing the K^D examples x_{t-1} (U2)."
     K, D = Q.shape[1], len(x0)
     x_s = states(K, D)
-    joint = path_joint(Q, torch.full((K,), 1 / K)) # of the path of one position
+    # of the path of one position; any start above 0 will do, as x_0 is given below
+    joint = path_joint(Q, torch.full((K,), 1 / K))
     q = torch.ones(len(x_s), dtype=torch.float64)
     for d in range(D):
         q_d = conditional(joint, t - 1, {0: int(x0[d]), t: int(x_t[d])})
@@ -83,7 +84,8 @@ def nll_by_masks(
 def bound_weight(
     schedule: Schedule, # noise levels
 ) -> Tensor: # (T+1,) weight of a masked position at each t; entry 0 is 0
-    "What the bound pays for a masked position: the chance that the step reveals it, 1/t (U6)."
+    """What the bound pays for a masked position: the chance that the step reveals it, which is 1/t
+    under reciprocal_schedule (U6)."""
     w = reveal_probability(schedule.alpha_bar[:-1], schedule.alpha_bar[1:])
     return torch.cat([w.new_zeros(1), w])
 
@@ -92,7 +94,8 @@ def weights_by_masks(
     schedule: Schedule, # noise levels
     D: int, # number of positions
 ) -> Tensor: # (D+1,) weight of J_n for n = 0..D masked positions
-    "Sum over t of weight_t times the binomial probability of n masks; loss = weights @ J (U6)."
+    """Sum over t of weight_t times the binomial probability of n masks. With J, (B, D+1), of
+    nll_by_masks, the loss of each example is J @ weights (U6)."""
     n = torch.arange(D + 1, dtype=torch.float64)
     choose = torch.tensor([math.comb(D, k) for k in range(D + 1)], dtype=torch.float64)
     v = 1 - schedule.alpha_bar[1:, None] # masking rate
@@ -161,7 +164,8 @@ def order_nll(
 def reweighted_weight(
     schedule: Schedule, # noise levels
 ) -> Tensor: # (T+1,) weight of a masked position at each t; entry 0 is 0
-    "What the reweighted loss pays for a masked position: alpha_bar_{t-1}, or (T-t+1)/T (U7)."
+    """What the reweighted loss pays for a masked position: alpha_bar_{t-1}, which is (T-t+1)/T
+    under reciprocal_schedule (U7)."""
     return torch.cat([schedule.alpha_bar.new_zeros(1), schedule.alpha_bar[:-1]])
 
 # %% ../nbs/08_absorbing.ipynb #a36066b7
@@ -190,9 +194,9 @@ def blind_posterior(
     check_classes(x0, process.classes)
     s = process.earlier(t, None)
     alpha_bar_s = gather_t(process.schedule.alpha_bar, s, x0.ndim)[..., None]
-    is_class = torch.arange(process.K, device=x0.device)
-    masked = torch.where(is_class == process.mask_id, 1 - alpha_bar_s, 0.)
-    return torch.where(is_class == x0[..., None], alpha_bar_s, masked).log()
+    k = torch.arange(process.K, device=x0.device)
+    p_mask = torch.where(k == process.mask_id, 1 - alpha_bar_s, 0.)
+    return torch.where(k == x0[..., None], alpha_bar_s, p_mask).log()
 
 @checked
 def blind_kl(

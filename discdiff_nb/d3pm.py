@@ -79,6 +79,7 @@ def matrix_step(
     "Reverse step: the posteriors averaged over p_tilde, as one matrix product (D9)."
     bar = Q_bar(Q)
     q_xt = bar[t].T # row x_t, column x_0: what each posterior is divided by
+    # an x_0 that cannot lead to x_t is left out: if p_tilde believes in it, its row sums below 1
     weight = torch.where(q_xt > 0, p_tilde / q_xt, 0.)
     return Q[t].T * (weight @ bar[t - 1])
 
@@ -178,13 +179,13 @@ def absorbing_kl(
     logits_x0: Tensor, # (B, ..., K) the network's logits; the mask's is ignored
     x0: Tensor, # (B, ...) clean classes, no mask
     masked: Tensor, # (B, ...) whether x_t is the mask
-    w: Tensor, # (B,) probability that this step reveals a masked position
+    w: Tensor, # (B,) or (), the probability that this step reveals a masked position
 ) -> Tensor: # (B,) nats
     "KL of the posteriors: w times the sum of -log p_tilde(x_0) over the masked positions (U6)."
     logits_x0 = no_mask(logits_x0)
     nll = right_nll(logits_x0.flatten(0, -2), x0.flatten()).view_as(x0)
     nll = sum_positions(torch.where(masked, nll, 0.))
-    return torch.where(w > 0, w * nll.double(), 0.).to(nll)
+    return torch.where(w > 0, w * nll.double(), 0.).to(nll) # 0 where w = 0, though nll be inf
 
 # %% ../nbs/06_d3pm.ipynb #6fde1bca
 @checked
@@ -233,7 +234,7 @@ class Absorbing(MaskJumps):
     def __init__(self, K: int, schedule: Schedule): # K >= 2, the mask included; alpha_bar[T] = 0
         super().__init__(K, schedule)
         self.w_one = reveal_probability(schedule.alpha_bar[:-1], schedule.alpha_bar[1:]) # t = 1..T
-    def w(self, s, t, ndim):
+    def w(self, s, t, ndim): # the same for any s; w_one[t - 1] is w(t - 1, t), looked up once
         alpha_bar = self.schedule.alpha_bar
         return reveal_probability(gather_t(alpha_bar, s, ndim), gather_t(alpha_bar, t, ndim))
     def q_sample(self, x0, t, generator=None): return keep_or_redraw(self, x0, t, generator)

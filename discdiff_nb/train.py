@@ -187,17 +187,17 @@ def gradients(
     precision: str = 'no', # one of PRECISIONS, of the network
     scaler: torch.amp.GradScaler | None = None, # multiplies the loss, for fp16
 ) -> Tensor: # (B,) losses in nats per example, of the whole batch
-    "Add the gradient of T / D times the mean loss to the parameters (K11, A9)."
+    "Add the gradient of T / D times the mean loss; reseeds torch's own generators (K11, A9)."
     B, total = len(batch.t), None
     mine = pieces(B, accumulate, team.size, team.rank)
     for i in mine:
         x0, x_t, t, cond = piece(batch, i)
         torch.manual_seed(mix_seed('piece', seed, i.start))
-        alone = i != mine[-1] and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if alone else nullcontext():
+        not_last = i != mine[-1] and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if not_last else nullcontext(): # gradients are shared once
             L = process.loss(_answer(model, x_t, t, cond, precision), x0, x_t, t)
             part = per_dimension(process, L, x0) * ((i.stop - i.start) * team.size / B)
-            (scaler.scale(part) if scaler else part).backward()
+            (scaler.scale(part) if scaler else part).backward() # the team averages: n W / B
         if total is None: total = L.new_zeros(B)
         total[i] = L.detach()
     return team.sum(total)
@@ -206,7 +206,7 @@ def gradients(
 def learning_rate(
     step: int, # counted from 0
     steps: int, # of the whole run
-    peak: float, # its highest value
+    peak: float, # what warm-up and cosine, both at most 1, multiply
 ) -> float: # the rate of this step
     "Linear warm-up over 50 steps times a cosine from 1 to 1/50."
     warm_up = min(1, (step + 1) / 50)
@@ -258,8 +258,8 @@ class Run:
     x0: Tensor
     cond: dict
     none: int # the label that means "none"
-    about: dict # of `describe`
-    how: dict # the rest of what `fit` was called with, and precision
+    about: dict # of `describe`: what a resumed run must have in common with this one
+    how: dict # what may change between sessions: the rest of fit's arguments, and precision
     losses: list = field(default_factory=list) # nats per dimension, one per step
     scores: list = field(default_factory=list) # (step, held-out value)
     norms: list = field(default_factory=list) # of the gradients, one per step of this session
@@ -508,9 +508,9 @@ def fit(
     drop: float = 0., # probability that an example loses its conditions
     **options, # of OPTIONS
 ) -> tuple: # (averaged network in eval mode; one loss per step in nats per dimension)
-    """Train, and be able to go on (K11). All data is checked before the first step, every value
-    that the first step meets within it; after it, that loss and gradient are finite: on a CPU at
-    each step, on a GPU every LOOK steps. Raises the errors of `check_run`, and NotFiniteError."""
+    """Train, and be able to go on (K11). Data is checked before the first step, every value within
+    it; later, that loss and gradient are finite: at each step, on a GPU every LOOK steps. Raises
+    CheckpointError, NotFiniteError, the errors of `check_run`; KeyboardInterrupt once saved."""
     how = {**OPTIONS, **check_options(options), 'run': run, 'save_every': save_every}
     about = dict(steps=steps, batch_size=batch_size, lr=lr, seed=seed, drop=drop)
     cond = {} if cond is None else cond
