@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -295,11 +296,14 @@ def test_main_is_imported_without_running():
     assert python('-c', 'import discdiff_nb.__main__').returncode == 0
 
 
-def test_help_has_examples_and_statuses(capsys):
+def test_help_has_examples_and_statuses(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'my_text.txt').write_text('')
+    (tmp_path / 'my_pictures').mkdir()
     assert call(capsys, '--help')[0] == 0
     cli.parser().print_help()
     text = capsys.readouterr().out
-    examples = [line.split('#')[0].split() for line in text.splitlines() if line.strip().startswith('discdiff ')]
+    examples = [shlex.split(line, comments=True) for line in text.splitlines() if line.strip().startswith('discdiff ')]
     assert {words[1] for words in examples} == {'train', 'sample', 'eval'}
     for words in examples: cli.parser().parse_args(words[1:]) # the parser takes its own examples
     assert all(f'\n  {n} ' in text for n in (0, 1, 2, 3, 130))
