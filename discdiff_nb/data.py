@@ -9,6 +9,7 @@ __all__ = ['DATASETS', 'LETTERS', 'reduce_levels', 'Images', 'digits', 'data_roo
 
 # %% ../nbs/11_data.ipynb #ff4d5cde
 import bz2
+import codecs
 import gzip
 import hashlib
 import json
@@ -304,21 +305,28 @@ def _cut(name, x):
     return Text(name, x[:-2 * n], x[-2 * n:-n], x[-n:])
 
 # %% ../nbs/11_data.ipynb #3244dd5a
+def _read_utf8(path):
+    "The text in a file, or a DataError with the remedy that fits what the file is."
+    try: data = path.read_bytes()
+    except OSError as e:
+        raise DataError(f'{path} cannot be read: {e.strerror}; a text file is needed') from e
+    zeros, why = data.count(0), f'{path} is not UTF-8'
+    try:
+        text = data.decode()
+        if not zeros: return text
+    except UnicodeDecodeError as e: why = f'{why}: {e.reason} at byte {e.start}'
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or 3 * zeros > len(data):
+        raise DataError(f'{why} but UTF-16, by its zeros: iconv -f utf-16 -t utf-8 converts it')
+    if re.search(rb'[\0-\x08\x0e-\x1f]', data):
+        raise DataError(f'{why}, and holds control characters: not a text; a text file is needed')
+    raise DataError(f'{why}; convert it, for example with iconv -f latin1 -t utf-8')
+
 def text_file(
     path: str | Path, # a text file in UTF-8
 ) -> Text: # its first 90 %, the next 5 %, the last 5 %, after clean_text
     "Any text of your own. Raises DataError."
     path = Path(path)
-    try: text = path.read_bytes().decode()
-    except OSError as e:
-        raise DataError(f'{path} cannot be read: {e.strerror}; a text file is needed') from e
-    except UnicodeDecodeError as e:
-        raise DataError(f'{path} is not UTF-8: {e.reason} at byte {e.start}; '
-                        'iconv -f latin1 -t utf-8, or -f utf-16, converts it') from e
-    if '\0' in text:
-        raise DataError(f'{path} holds zeros, as UTF-16 does and no text in UTF-8: '
-                        'iconv -f utf-16 -t utf-8 converts it')
-    letters = clean_text(text).encode()
+    letters = clean_text(_read_utf8(path)).encode()
     return _cut(path.stem, _classes(letters, f'{path}, after clean_text,'))
 
 # %% ../nbs/11_data.ipynb #4b05dd7c

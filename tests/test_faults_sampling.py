@@ -574,10 +574,10 @@ def test_a_damaged_list_of_works(tmp_path, monkeypatch, content):
     (tmp_path / 'novels27').mkdir()
     (tmp_path / 'novels27' / 'novels27_to1930.txt').write_text('abc')
     (tmp_path / 'novels27' / 'novels_to1930_lengths.json').write_text(content)
-    monkeypatch.setitem(
-        data._TEXTS, 'novels27', (*data._TEXTS['novels27'][:2], hashlib.sha256(b'abc').hexdigest())
-    )
-    with pytest.raises(DiscdiffError, match='fetch it again'):
+    text, lengths = data._NOVELS
+    whole = text._replace(sha256=hashlib.sha256(b'abc').hexdigest())
+    monkeypatch.setattr(data, '_NOVELS', [whole, lengths])
+    with pytest.raises(DiscdiffError, match='lengths.json'):
         data.novels27(tmp_path)
 
 
