@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROCESSES', 'RECIPES', 'OWN', 'SIZES', 'WINDOW', 'SEEDS', 'MOST', 'SHEET', 'DEVICES', 'devices', 'check_config',
            'read_text', 'open_picture', 'resized', 'read_folder', 'digest', 'read_data', 'build', 'read_config',
-           'measure', 'title', 'words_of', 'table', 'attempt', 'draw', 'write_text', 'train', 'load_run', 'sample',
-           'evaluate', 'parser', 'main']
+           'measure', 'title', 'words_of', 'table', 'attempt', 'draw', 'read_prompt', 'fill', 'write_text', 'train',
+           'load_run', 'sample', 'read_known', 'evaluate', 'parser', 'main']
 
 # %% ../nbs/27_cli.ipynb #285846b7
 import argparse
@@ -174,12 +174,6 @@ def read_folder(
     held_out, labels = torch.arange(len(x)) % 10 == 9, torch.zeros(0)
     return Images(Path(path).name, x[~held_out], x[held_out], labels, labels, levels)
 
-# %% ../nbs/27_cli.ipynb #dca2a7d5
-def _first(items: list) -> str:
-    "Five of them, and how many more."
-    more = f'; and {len(items) - 5} more' if len(items) > 5 else ''
-    return '; '.join(items[:5]) + more
-
 # %% ../nbs/27_cli.ipynb #27d0a006
 def digest(
     images, # Images
@@ -274,14 +268,6 @@ def measure(
                 baselines=base, held_out=len(x0), n_t=n_t, eval_seed=seed, L_T=bound['L_T'],
                 L_t=[None if v != v else v for v in bound['L_t'].tolist()])
 
-# %% ../nbs/27_cli.ipynb #fc7fdb4e
-def _baselines(config, images) -> dict:
-    "Bits without a model: those of images, or for a text those of its letters in their order."
-    from discdiff_nb.data import Text, baselines, text_baselines
-    if config['data'] != 'text': return baselines(images)
-    train, test = images.train.flatten(), images.test.flatten()
-    return text_baselines(Text(images.name, train, test[:0], test), order=3)
-
 # %% ../nbs/27_cli.ipynb #ae56a828
 def title(config: dict) -> str: # as in config.json
     "What the data are called."
@@ -291,6 +277,13 @@ def words_of(config: dict) -> tuple: # as in config.json; (one position, the exa
     "What the table counts."
     text = config['data'] == 'text'
     return ('character', f'windows of {WINDOW} letters') if text else ('pixel', 'images')
+
+def _baselines(config, images) -> dict:
+    "Bits without a model: those of images, or for a text those of its letters in their order."
+    from discdiff_nb.data import Text, baselines, text_baselines
+    if config['data'] != 'text': return baselines(images)
+    train, test = images.train.flatten(), images.test.flatten()
+    return text_baselines(Text(images.name, train, test[:0], test), order=3)
 
 # %% ../nbs/27_cli.ipynb #9026cff6
 def table(
@@ -344,6 +337,11 @@ def _headless() -> None:
     "Draw without a screen: a backend in the environment may be a notebook's, and not exist here."
     if 'matplotlib' not in sys.modules: os.environ['MPLBACKEND'] = 'agg'
 
+def _first(items: list) -> str:
+    "Five of them, and how many more."
+    more = f'; and {len(items) - 5} more' if len(items) > 5 else ''
+    return '; '.join(items[:5]) + more
+
 # %% ../nbs/27_cli.ipynb #72346377
 def _frames(config, process, model, shape, n, steps, seed) -> tuple:
     "Generate n images and keep about 60 states of the way, as classes: (list of states, titles)."
@@ -379,6 +377,47 @@ def draw(
     with attempt(gif.name, lost): viz.save_gif(frames, gif, titles=titles, **look)
     return lost
 
+# %% ../nbs/27_cli.ipynb #27d0a021
+def read_prompt(
+    prompt: str, # a-z, space, and _ for each blank
+) -> tuple: # (64,) classes, anything where blank; (64,) booleans: what is known
+    "A prompt as classes, blank behind its end. Raises DataError."
+    import torch
+    from discdiff_nb.core import DataError
+    from discdiff_nb.data import LETTERS
+    text = prompt.lower()
+    wrong = [sign for sign in text if sign not in LETTERS + '_']
+    if wrong:
+        raise DataError(f'--prompt has {wrong[0]!r}; allowed are a-z, space, and _ for each blank')
+    if '_' not in text: raise DataError('--prompt has no blank: put _ for each letter to draw')
+    if len(text) > WINDOW:
+        raise DataError(f'--prompt has {len(text)} letters, allowed are {WINDOW}: shorten it')
+    text = text.ljust(WINDOW, '_')
+    keep = torch.tensor([sign != '_' for sign in text])
+    return torch.tensor([max(LETTERS.find(sign), 0) for sign in text]), keep
+
+# %% ../nbs/27_cli.ipynb #27d0a023
+def fill(
+    process, # of a run
+    model, # trained network
+    known: tuple, # (x0, keep) of one example: classes, booleans; both on the network's device
+    n: int, # how many ways
+    steps: int, # network calls, where the noise is no mask
+    seed: int, # of the chain
+): # (n, ...) int64 classes, x0 where kept
+    "Draw what is not known. Raises TimeError."
+    import torch
+    from discdiff_nb.core import generate
+    from discdiff_nb.d3pm import Absorbing
+    from discdiff_nb.gaussian import to_classes
+    from discdiff_nb.sampling import inpaint
+    x0, keep = (part.expand(n, *part.shape) for part in known)
+    generator = torch.Generator(x0.device).manual_seed(seed)
+    if isinstance(process, Absorbing): return inpaint(process, model, x0, keep, generator)
+    x = generate(process, model, tuple(x0.shape), steps, generator, (x0, keep))
+    if x.is_floating_point(): x = to_classes(x, process.K)
+    return torch.where(keep, x0, x)
+
 # %% ../nbs/27_cli.ipynb #27d0a008
 def write_text(
     config: dict, # of the run
@@ -411,6 +450,14 @@ def _write_lines(lines, txt) -> list:
     with attempt(txt.name, lost): write_whole(txt, ('\n'.join(lines) + '\n').encode())
     return lost
 
+def _samples(config, process, model, images, run) -> list:
+    "What a finished training draws; the names of files that could not be written."
+    how = (SHEET, min(250, config['T']), config['seed'])
+    if config['data'] == 'text':
+        return write_text(config, process, model, *how, run / 'samples.txt')
+    return draw(config, process, model, images.train.shape[1:], *how, run / 'samples.png',
+                run / 'generation.gif')
+
 # %% ../nbs/27_cli.ipynb #ebe7ff93
 def train(
     args: argparse.Namespace, # of the command line
@@ -433,11 +480,6 @@ def train(
                         config['lr'], config['seed'], resume=_resumable(args, run))
     minutes = (time.time() - clock) / 60
     return _finish(config, images, process, model, losses, run, minutes)
-
-# %% ../nbs/27_cli.ipynb #3348ccc8
-def _resumable(args, run) -> bool:
-    "Is there a checkpoint to go on from? A run killed before its first one starts from step 0."
-    return bool(args.resume) and (run / 'checkpoint.safetensors').exists()
 
 # %% ../nbs/27_cli.ipynb #a28ba5cd
 def _finish(config, images, process, model, losses, run, minutes) -> int:
@@ -462,15 +504,6 @@ def _finish(config, images, process, model, losses, run, minutes) -> int:
     _note(f'in {run}: ' + ', '.join(sorted(p.name for p in run.iterdir())))
     return 3 if lost else 0
 
-# %% ../nbs/27_cli.ipynb #6b00c92f
-def _samples(config, process, model, images, run) -> list:
-    "What a finished training draws; the names of files that could not be written."
-    how = (SHEET, min(250, config['T']), config['seed'])
-    if config['data'] == 'text':
-        return write_text(config, process, model, *how, run / 'samples.txt')
-    return draw(config, process, model, images.train.shape[1:], *how, run / 'samples.png',
-                run / 'generation.gif')
-
 # %% ../nbs/27_cli.ipynb #b9d1e3f5
 def _curves(metrics, losses, run) -> list:
     "Write loss.png and elbo.png; the names of those that could not be written."
@@ -485,6 +518,10 @@ def _curves(metrics, losses, run) -> list:
         L_t = torch.tensor([math.nan if v is None else v for v in metrics['L_t']])
         viz.save_figure(viz.plot_elbo(L_t), run / 'elbo.png')
     return lost
+
+def _resumable(args, run) -> bool:
+    "Is there a checkpoint to go on from? A run killed before its first one starts from step 0."
+    return bool(args.resume) and (run / 'checkpoint.safetensors').exists()
 
 # %% ../nbs/27_cli.ipynb #02799851
 def load_run(
@@ -515,6 +552,9 @@ def sample(
 ) -> int: # exit status
     "Draw images, or windows of text, from a finished run. Raises DiscdiffError."
     config, images, process, model = load_run(args.run, args.device)
+    if args.prompt is not None: return _fill_prompt(args, config, process, model)
+    if args.keep or args.mask:
+        return _fill_picture(args, config, process, model, images.train.shape[-1])
     how, text = (args.n, args.steps, args.seed), config['data'] == 'text'
     stem = 'samples-{}-steps{}-seed{}'.format(*how)
     files = [args.run / (stem + end) for end in (['.txt'] if text else ['.png', '.gif'])]
@@ -527,6 +567,53 @@ def _wrote(files, lost) -> int:
     written = [str(path) for path in files if path.name not in lost]
     if written: _note('wrote ' + ' and '.join(written))
     return 3 if lost else 0
+
+# %% ../nbs/27_cli.ipynb #27d0a022
+def _fill_prompt(args, config, process, model) -> int:
+    "Fill the blanks of a prompt, show four ways, write all. Raises DataError."
+    from discdiff_nb.core import DataError
+    if config['data'] != 'text' or args.keep or args.mask:
+        raise DataError('--prompt is for a run of text, --keep and --mask are for one of images')
+    known = [part.to(config['device']) for part in read_prompt(args.prompt)]
+    x = fill(process, model, known, args.n, args.steps, args.seed)
+    lines = [line[:len(args.prompt.lower())] for line in _letters(x, process.K)]
+    path = args.run / f'filled-{args.n}-seed{args.seed}.txt'
+    return _wrote([path], _write_lines(lines, path))
+
+def _fill_picture(args, config, process, model, size) -> int:
+    "Draw what is white in the mask. Raises DataError."
+    _headless()
+    from discdiff_nb import viz
+    known = [part.to(config['device']) for part in read_known(args, config, size)]
+    x = fill(process, model, known, args.n, args.steps, args.seed).cpu()
+    path, lost = args.run / f'filled-{args.n}-seed{args.seed}.png', []
+    mask_id = getattr(process, 'mask_id', None)
+    with attempt(path.name, lost): viz.save_png(x, path, K=process.K, mask_id=mask_id)
+    return _wrote([path], lost)
+
+# %% ../nbs/27_cli.ipynb #27d0a024
+def read_known(
+    args: argparse.Namespace, # of the command line
+    config: dict, # of the run
+    size: int, # edge of its images
+) -> tuple: # (size, size) classes; (size, size) booleans: what is known
+    "The picture of --keep, and where --mask is black. Raises DataError."
+    from discdiff_nb.core import DataError
+    from discdiff_nb.data import reduce_levels
+    if config['data'] == 'text' or not (args.keep and args.mask):
+        raise DataError('--keep and --mask go together, for a run of images: give both')
+    opened, made = [], []
+    for path in (args.keep, args.mask):
+        try:
+            opened.append(open_picture(path))
+            made.append(resized(opened[-1], size))
+        except DataError as e: raise DataError(f'{path} {e}') from e
+    if opened[0].size != opened[1].size:
+        raise DataError(f'{args.mask} is {opened[1].size} and {args.keep} is {opened[0].size}: '
+                        'give a mask of the size of the picture')
+    keep = made[1] < 128
+    if keep.all(): raise DataError(f'{args.mask} is black: paint white what is to be drawn')
+    return reduce_levels(made[0], 256, config['levels']), keep
 
 # %% ../nbs/27_cli.ipynb #cae7e2a5
 def evaluate(
@@ -578,6 +665,7 @@ examples:
   discdiff train fashion_mnist --process uniform --steps 500
   discdiff train my_text.txt                           # any text in UTF-8
   discdiff train my_pictures/ --size 32 --levels 16    # any pictures, made grey squares
+  discdiff sample runs/text-absorbing-0-20260101-120000 --prompt 'once upon a _____'
   discdiff train --resume runs/digits-absorbing-0-20260101-120000
   discdiff eval runs/digits-absorbing-0-20260101-120000 --n-t 100
   discdiff sample runs/digits-absorbing-0-20260101-120000 --n 16 --steps 50
@@ -603,6 +691,9 @@ def parser() -> argparse.ArgumentParser:
     draws.set_defaults(call=sample)
     draws.add_argument('--n', type=_number(1, 4096), default=64, help='how many to draw (64)')
     draws.add_argument('--steps', type=_number(1, 1000), default=250, help='network calls (250)')
+    draws.add_argument('--prompt', help='a text with _ for each letter to draw')
+    draws.add_argument('--keep', type=_path, metavar='PICTURE', help='a picture to draw into')
+    draws.add_argument('--mask', type=_path, help='of its size: white is drawn, black is kept')
     again = commands.add_parser('eval', help='measure a run again')
     again.set_defaults(call=evaluate)
     again.add_argument('--n-t', type=_number(1, 1000), default=32, help='times per image (32)')

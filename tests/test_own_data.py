@@ -223,3 +223,56 @@ def test_config_of_pictures_with_wrong_sizes(capsys, tmp_path):
     for value in (None, 0, 7, 8.0, '8', [], True, 10 ** 30):
         (run / 'config.json').write_text(json.dumps(config | dict(size=value)))
         refused(capsys, 'eval', run, said='size')
+
+
+# ---- what is known is kept -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('process', cli.PROCESSES)
+def test_prompt(process, capsys, tmp_path):
+    run, _, _ = trained(capsys, write_text(tmp_path / 'my.txt'), tmp_path, '--process', process)
+    status, out, err = call(capsys, 'sample', run, '--prompt', 'Once _pon a ____', '--n', 5, '--steps', 5)
+    assert status == 0, err
+    lines = (run / 'filled-5-seed0.txt').read_text().splitlines()
+    assert len(lines) == 5 and out.count('|once ') == 4
+    for line in lines: assert len(line) == 16 and line[:5] == 'once ' and line[6:12] == 'pon a ' and '_' not in line
+    assert len(set(lines)) > 1
+
+
+def test_prompts_that_are_none(capsys, tmp_path):
+    run, _, _ = trained(capsys, write_text(tmp_path / 'my.txt'), tmp_path)
+    for prompt, said in [('', 'no blank'), ('once', 'no blank'), ('a, _', "','"), ('é_', "'é'"), ('_' * 65, '65 letters')]:
+        refused(capsys, 'sample', run, '--prompt', prompt, said=said)
+    assert call(capsys, 'sample', run, '--prompt', '_' * 64, '--n', 1)[0] == 0
+    refused(capsys, 'sample', run, '--keep', tmp_path / 'my.txt', '--mask', tmp_path / 'my.txt', said='for a run of images')
+
+
+@pytest.mark.parametrize('process', cli.PROCESSES)
+def test_keep_and_mask(process, capsys, tmp_path):
+    "What is black in the mask stays, what is white is drawn, whatever the noise."
+    run, _, _ = trained(capsys, write_pictures(tmp_path / 'mine'), tmp_path, '--process', process, '--levels', 4)
+    Image.new('RGB', (16, 16), (255, 255, 255)).save(tmp_path / 'keep.png')
+    mask = Image.new('L', (16, 16), 0)
+    mask.paste(255, (0, 0, 8, 16))
+    mask.save(tmp_path / 'mask.png')
+    words = ['sample', run, '--keep', tmp_path / 'keep.png', '--mask', tmp_path / 'mask.png', '--n', 3, '--steps', 5]
+    seen = []
+    save = cli.fill
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, 'fill', lambda *args: seen.append(save(*args)) or seen[-1])
+        status, out, err = call(capsys, *words)
+    assert status == 0 and (run / 'filled-3-seed0.png').is_file(), err
+    assert seen[0].shape == (3, 8, 8) and (seen[0][:, :, 4:] == 3).all() and not (seen[0][:, :, :4] == 3).all()
+
+
+def test_pictures_that_cannot_be_filled(capsys, tmp_path):
+    run, _, _ = trained(capsys, write_pictures(tmp_path / 'mine'), tmp_path)
+    good, black, small, wide = (tmp_path / f'{name}.png' for name in ('good', 'black', 'small', 'wide'))
+    for path, size, level in ((good, (9, 9), 255), (black, (9, 9), 0), (small, (3, 3), 255), (wide, (20, 9), 255)):
+        Image.new('L', size, level).save(path)
+    (tmp_path / 'damaged.png').write_bytes(good.read_bytes()[:40])
+    for keep, mask, said in [(good, black, 'is black'), (small, small, 'smaller than 8 x 8'), (good, wide, 'size of the picture'),
+                             (tmp_path / 'damaged.png', good, 'damaged.png'), (good, tmp_path / 'absent.png', 'absent.png'), (tmp_path, good, 'Is a directory')]:
+        refused(capsys, 'sample', run, '--keep', keep, '--mask', mask, said=said)
+    refused(capsys, 'sample', run, '--keep', good, said='give both')
+    refused(capsys, 'sample', run, '--mask', good, said='give both')
+    refused(capsys, 'sample', run, '--prompt', 'a_', said='for a run of text')
