@@ -250,7 +250,7 @@ def test_prompts_that_are_none(capsys, tmp_path):
 def test_keep_and_mask(process, capsys, tmp_path):
     "What is black in the mask stays, what is white is drawn, whatever the noise."
     run, _, _ = trained(capsys, write_pictures(tmp_path / 'mine'), tmp_path, '--process', process, '--levels', 4)
-    Image.new('RGB', (16, 16), (255, 255, 255)).save(tmp_path / 'keep.png')
+    Image.new('RGB', (16, 16), (100, 100, 100)).save(tmp_path / 'keep.png') # level 1 of 4
     mask = Image.new('L', (16, 16), 0)
     mask.paste(255, (0, 0, 8, 16))
     mask.save(tmp_path / 'mask.png')
@@ -261,7 +261,7 @@ def test_keep_and_mask(process, capsys, tmp_path):
         patch.setattr(cli, 'fill', lambda *args: seen.append(save(*args)) or seen[-1])
         status, out, err = call(capsys, *words)
     assert status == 0 and (run / 'filled-3-seed0.png').is_file(), err
-    assert seen[0].shape == (3, 8, 8) and (seen[0][:, :, 4:] == 3).all() and not (seen[0][:, :, :4] == 3).all()
+    assert seen[0].shape == (3, 8, 8) and (seen[0][:, :, 4:] == 1).all() and not (seen[0][:, :, :4] == 1).all()
 
 
 def test_pictures_that_cannot_be_filled(capsys, tmp_path):
