@@ -92,7 +92,7 @@ def bound_weight(
 def weights_by_masks(
     weight: Tensor, # (T+1,) weight of a masked position at each t
     schedule: Schedule, # noise levels
-    D: int, # number of positions
+    D: int, # number of positions, up to 1000
 ) -> Tensor: # (D+1,) weight of J_n for n = 0..D masked positions
     """Sum over t of weight_t times the binomial probability of n masks. With J, (B, D+1), of
     nll_by_masks, the loss of each example is J @ weights (U6)."""
@@ -216,7 +216,9 @@ def blind_constant(
     t: Tensor, # (B,) times 1..T
     n: Tensor, # (B,) number of masked positions
 ) -> Tensor: # (B,) nats, float64
-    "C = n [a log(a/w) + (1-a) log(1-alpha_bar_t)], a = alpha_bar_s (U13, U14). Raises TimeError."
+    """What `blind_kl`, summed over n masked positions, is above alpha_bar_s times `masked_nll`:
+    C = n [a log(a/w) + (1-a) log(1-alpha_bar_t)], a = alpha_bar_s, w the step's `bound_weight`
+    (U13, U14). Raises TimeError."""
     check_t(t, schedule.T)
     a = gather_t(schedule.alpha_bar, t - 1, 1) # s = t - 1
     w = gather_t(bound_weight(schedule), t, 1)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from .core import (CHECKING, ClassError, DiscdiffError, Process, Schedule,
                               ScheduleError, ShapeError,
                               alpha_between, check_classes, check_finite, check_logits, checked,
-                              device_of, gather_t, kl_categorical, rand, randint,
+                              device_of, gather_t, is_integer, kl_categorical, rand, randint,
                               sample_categorical, sum_positions)
 
 # %% ../nbs/05_multinomial.ipynb #1c157402
@@ -146,7 +146,7 @@ def check_process(
     schedule: Schedule, # noise levels
 ) -> None:
     "Raise ClassError unless K is an integer above 1, ScheduleError if beta[1] is 0."
-    if not isinstance(K, int) or K < 2:
+    if not is_integer(K) or K < 2:
         raise ClassError(f'K = {K!r}; the number of classes is an integer of at least 2')
     if schedule.beta[1] == 0:
         raise ScheduleError('beta[1] is 0: the first step must destroy something, '

@@ -163,7 +163,7 @@ def per_dimension(
     L: Tensor, # (B,) nats per example at random times
     x0, # (B, ...) the examples, or a tuple of such
 ) -> Tensor: # () nats per dimension
-    "T / D times the mean: an estimate of the bound without its prior term (A9)."
+    "T / D times the mean: of `L_t`, an estimate of the bound without its prior term (A9)."
     D = sum(part[0].numel() for part in as_tuple(x0))
     return process.T * L.mean() / D
 
@@ -500,7 +500,7 @@ def fit(
     steps: int, # gradient steps of the whole run, at least 1
     run: Path | None = None, # folder for checkpoint.safetensors and log.csv; None saves nothing
     batch_size: int = 64, # examples per step, over all processes and pieces
-    lr: float = 2e-3, # highest learning rate
+    lr: float = 2e-3, # what `learning_rate` multiplies; short runs stay below it
     seed: int = 0, # of batches, times, noise and dropout
     save_every: int = 200, # steps between checkpoints
     resume: bool = False, # go on from the checkpoint in `run`

@@ -164,3 +164,24 @@ def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path):
 def test_a_row_of_the_log_averages_its_own_steps():
     "A step that fp16 skipped has no norm; those of the row before must not stand in."
     assert train._mean(train._finite([1., math.inf, 3.])) == 2 and train._mean(train._finite([math.inf])) is None
+
+
+def test_matrices_end_where_time_does():
+    from discdiff_nb.core import TimeError, reciprocal_schedule
+    from discdiff_nb.d3pm import matrix_posterior, matrix_step, uniform_Q
+    Q, k = uniform_Q(reciprocal_schedule(4), 3), torch.arange(3)
+    for t in (-1, 0, 5):
+        with pytest.raises(TimeError, match='1..4'): matrix_posterior(k, k, t, Q)
+        with pytest.raises(TimeError, match='1..4'): matrix_step(torch.full((3, 3), 1 / 3).double(), t, Q)
+
+
+def test_what_a_second_reader_was_refused():
+    import numpy as np
+    from discdiff_nb.core import ClassError, reciprocal_schedule
+    from discdiff_nb.d3pm import check_reachable
+    from discdiff_nb.multinomial import Multinomial
+    assert Multinomial(np.int64(5), reciprocal_schedule(4)).K == 5
+    with pytest.raises(ClassError, match='x0 holds the mask'):
+        check_reachable(torch.tensor([[3, 1]]), torch.tensor([[3, 2]]), 3)
+    three = torch.tensor([[3]])
+    with pytest.raises(ClassError, match='x0 holds the mask'): check_reachable(three, three, 3)
