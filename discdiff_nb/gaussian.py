@@ -19,7 +19,7 @@ from .core import (ClassError, DiscdiffError, DtypeError, Process, Schedule,
                               ScheduleError, ShapeError, TimeError, alpha_between, check_classes,
                               check_finite, checked, device_of, maybe_any, randn,
                               sum_positions)
-from .oracle import (bayes_network, decoder_probability, level_posterior,
+from .oracle import (bayes_network, decoder_probability, level_posterior, # noqa: F401
                                 path_log_weights, quadrature_elbo, quadrature_log_p,
                                 transition_density)
 

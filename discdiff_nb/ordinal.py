@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from .core import (DataError, Process, Schedule, ScheduleError, ShapeError, checked,
+from .core import (DataError, Schedule, ScheduleError, ShapeError, checked,
                               device_of, gather_t, on_device, randint)
 from .multinomial import Categorical
 

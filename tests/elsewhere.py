@@ -67,7 +67,7 @@ def reads_index(x, index):
     "Does x[index] need a value of the device, or a copy to it?"
     for i in index if isinstance(index, tuple) else (index,):
         if isinstance(i, list) and is_there(x): return True
-        if isinstance(i, torch.Tensor) and (is_there(i) and (i.dtype in (torch.bool, torch.uint8) or i.ndim == 0) or is_there(x) and not is_there(i) and i.ndim):
+        if isinstance(i, torch.Tensor) and (is_there(i) and (i.dtype in (torch.bool, torch.uint8) or i.ndim == 0) or is_there(x) and not is_there(i) and i.ndim):  # noqa: E501
             return True
     return False
 

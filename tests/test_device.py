@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from elsewhere import Elsewhere, pretended
 
-from discdiff_nb import absorbing, continuous, d3pm, gaussian, joint, layouts, metrics, sampling, vae
+from discdiff_nb import absorbing, continuous, d3pm, gaussian, joint, metrics, sampling, vae
 from discdiff_nb.core import cosine_schedule, elbo, generate, linear_schedule, reciprocal_schedule
 from discdiff_nb.d3pm import Absorbing
 from discdiff_nb.ordinal import DiscretizedGaussian, NearestNeighbour

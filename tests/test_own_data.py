@@ -2,7 +2,6 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 
 from discdiff_nb import cli
@@ -271,7 +270,7 @@ def test_pictures_that_cannot_be_filled(capsys, tmp_path):
         Image.new('L', size, level).save(path)
     (tmp_path / 'damaged.png').write_bytes(good.read_bytes()[:40])
     for keep, mask, said in [(good, black, 'is black'), (small, small, 'smaller than 8 x 8'), (good, wide, 'size of the picture'),
-                             (tmp_path / 'damaged.png', good, 'damaged.png'), (good, tmp_path / 'absent.png', 'absent.png'), (tmp_path, good, 'Is a directory')]:
+                             (tmp_path / 'damaged.png', good, 'damaged.png'), (good, tmp_path / 'absent.png', 'absent.png'), (tmp_path, good, 'Is a directory')]:  # noqa: E501
         refused(capsys, 'sample', run, '--keep', keep, '--mask', mask, said=said)
     refused(capsys, 'sample', run, '--keep', good, said='give both')
     refused(capsys, 'sample', run, '--mask', good, said='give both')

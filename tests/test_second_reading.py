@@ -148,7 +148,7 @@ def test_counts_are_integers_of_any_make_and_not_true():
         except DiscdiffError: return True
         return False
     assert not refused() and not refused(steps=np.int64(3), seed=np.int32(1), lr=np.float32(1e-3))
-    for changes in (dict(steps=True), dict(seed=False), dict(lr=True), dict(steps=np.float64(3)), dict(steps=np.bool_(True))): assert refused(**changes), changes
+    for changes in (dict(steps=True), dict(seed=False), dict(lr=True), dict(steps=np.float64(3)), dict(steps=np.bool_(True))): assert refused(**changes), changes  # noqa: E501
     with pytest.raises(ScheduleError): linear_schedule(True)
     assert linear_schedule(np.int64(3)).T == 3
 

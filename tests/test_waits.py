@@ -93,19 +93,19 @@ def waiting_process(wait):
 table = torch.ones(T + 1)
 WAITS = {
     'item': lambda L, t: L.sum().item(), 'bool': lambda L, t: bool((L > 0).all()), 'if': lambda L, t: 1 if L.sum() > 0 else 0, 'int': lambda L, t: int(t[0]),
-    'float': lambda L, t: float(L[0]), 'print': lambda L, t: f'{L[0]:.1f}', 'tolist': lambda L, t: L.tolist(), 'extremes': lambda L, t: [v.item() for v in t.aminmax()],
+    'float': lambda L, t: float(L[0]), 'print': lambda L, t: f'{L[0]:.1f}', 'tolist': lambda L, t: L.tolist(), 'extremes': lambda L, t: [v.item() for v in t.aminmax()],  # noqa: E501
     'in': lambda L, t: 1 in t, 'equal': lambda L, t: torch.equal(t, t), 'nonzero': lambda L, t: L.nonzero(), 'one argument': lambda L, t: torch.where(L > 0),
-    'mask': lambda L, t: L[L > 0], 'mask written': lambda L, t: L.detach().clone().__setitem__(L > 0, L[:1].detach()), 'index_put': lambda L, t: L.index_put((L > 0,), L[:1]),
+    'mask': lambda L, t: L[L > 0], 'mask written': lambda L, t: L.detach().clone().__setitem__(L > 0, L[:1].detach()), 'index_put': lambda L, t: L.index_put((L > 0,), L[:1]),  # noqa: E501
     'masked_select': lambda L, t: L.masked_select(L > 0), 'unique': lambda L, t: t.unique(), 'bincount': lambda L, t: torch.bincount(t),
     'repeats': lambda L, t: L.repeat_interleave(t), 'cpu': lambda L, t: L.cpu(), 'to the CPU': lambda L, t: L.to('cpu'), 'to': lambda L, t: table.to(L.device),
-    'not pinned': lambda L, t: table.to(L.device, non_blocking=True), 'pinned': lambda L, t: table.pin_memory().to(L.device), 'copy_': lambda L, t: L.new_zeros(T + 1).copy_(table),
+    'not pinned': lambda L, t: table.to(L.device, non_blocking=True), 'pinned': lambda L, t: table.pin_memory().to(L.device), 'copy_': lambda L, t: L.new_zeros(T + 1).copy_(table),  # noqa: E501
     'tensor': lambda L, t: torch.tensor([1., 2.], device=L.device), 'as_tensor': lambda L, t: torch.as_tensor([1, 2], device=L.device),
     'new_tensor': lambda L, t: L.new_tensor(0.), 'a list as index': lambda L, t: L[[0, 1]], 'an index from here': lambda L, t: L[torch.arange(2)],
     'a number of the device as index': lambda L, t: L[t[0] * 0], 'a number from here': lambda L, t: torch.where(L > 0, L.detach(), torch.tensor(0.))}
 FREE = {
-    'index': lambda L, t: L[t * 0], 'where': lambda L, t: torch.where(L > 0, L, 0.), 'slice': lambda L, t: L[1:3, None], 'pinned': lambda L, t: table.pin_memory().to(L.device, non_blocking=True),
+    'index': lambda L, t: L[t * 0], 'where': lambda L, t: torch.where(L > 0, L, 0.), 'slice': lambda L, t: L[1:3, None], 'pinned': lambda L, t: table.pin_memory().to(L.device, non_blocking=True),  # noqa: E501
     'gathered': lambda L, t: core.gather_t(table, t, 1), 'full': lambda L, t: L.new_full((), 3), 'made there': lambda L, t: torch.arange(5, device=L.device),
-    'generator': lambda L, t: torch.rand(3, generator=seed(3), device=L.device), 'dtype': lambda L, t: L.double().to(L), 'repeats': lambda L, t: L.repeat_interleave(2),
+    'generator': lambda L, t: torch.rand(3, generator=seed(3), device=L.device), 'dtype': lambda L, t: L.double().to(L), 'repeats': lambda L, t: L.repeat_interleave(2),  # noqa: E501
     'checks': lambda L, t: (core.check_t(t, T), core.check_classes(t, T + 1), core.check_finite(L, 'L'), core.earlier_time(t, t - 1, T)),
 }
 
@@ -164,7 +164,7 @@ def test_checks_are_back_after_the_loop():
     held_out = []
     with pretended():
         def measure(net): held_out.append(core.CHECKING.get())
-        with pytest.raises(TypeError): train.fit(PROCESSES['uniform'](), Transformer(K, T, (6,), 16, 1, 2), torch.randint(K, (20, 6)), 4, held_out=measure, save_every=2)
+        with pytest.raises(TypeError): train.fit(PROCESSES['uniform'](), Transformer(K, T, (6,), 16, 1, 2), torch.randint(K, (20, 6)), 4, held_out=measure, save_every=2)  # noqa: E501
         assert held_out == [True] and core.CHECKING.get()
     with pytest.raises(KeyError), unchecked(): raise KeyError
     assert core.CHECKING.get()
