@@ -6,9 +6,9 @@
 __all__ = ['PROCESSES', 'TEXTS', 'NOISE', 'bound_term', 'on_the_bound', 'Chain', 'autoregressive', 'absorbing', 'uniform',
            'ramp_to_prior', 'ordinal', 'neighbour', 'gaussian', 'Job', 'digits_job', 'evenly', 'Examples', 'examples',
            'network', 'help_text', 'source_bytes', 'text_examples', 'company', 'letter_walk', 'job_process', 'asked',
-           'weights_folder', 'commit', 'origin', 'load_or_train', 'measured', 'bound_bits', 'Trained', 'chunks',
-           'noise_of', 'watched_bits', 'train_job', 'run_job', 'show_chain', 'digits_log', 'digits_table',
-           'draw_labelled', 'read_results', 'once', 'first_finished']
+           'commit', 'origin', 'load_or_train', 'measured', 'bound_bits', 'Trained', 'chunks', 'noise_of',
+           'watched_bits', 'train_job', 'run_job', 'show_chain', 'digits_log', 'digits_table', 'draw_labelled',
+           'read_results', 'once']
 
 # %% ../nbs/19_runs.ipynb #b758036d
 import copy
@@ -305,16 +305,6 @@ def asked(
           sep='\n')
     return None
 
-# %% ../nbs/19_runs.ipynb #68ef46e1
-def weights_folder(
-    tag: str, # the size of a run
-    folder: Path, # of its log and pictures
-) -> Path: # the same folder; for full, runs/ in the repository, which git ignores
-    "Where the weights of a run go; the folder is made."
-    folder = Path('../runs') if tag == 'full' else Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
 # %% ../nbs/19_runs.ipynb #4c133396
 def commit() -> str: # such as 1a2b3c4, or 1a2b3c4+; '' where git does not keep the code
     "The code's own version; + says that tracked files differ from it."
@@ -451,6 +441,7 @@ def run_job(
     folder: Path = Path('assets'), # where its weights are kept
     process: Process | None = None, # instead of the one that the job names
     device: str = 'cpu', # where to compute
+    running: Path = Path('../runs'), # where its checkpoints lie until then; git ignores it
 ) -> Trained:
     "Load the network of a job, or train, measure and keep it. Raises the errors of fit."
     data = examples(job, device)
@@ -458,11 +449,11 @@ def run_job(
     net = network(job, process, tuple(data.train.shape[1:])).to(device)
     path = Path(folder) / f'{job.name}.safetensors'
     if path.name in ASSETS: path = asset(path.name, folder)
-    running = weights_folder('full', folder) / job.name
     named = {name: value for name, value in asdict(job).items() if value is not None}
-    def train(net): return train_job(job, process, net, data, running)
+    kept, checkpoints = path.is_file(), Path(running) / job.name
+    def train(net): return train_job(job, process, net, data, checkpoints)
     model, log = load_or_train(path, net, named | noise_of(process), train)
-    shutil.rmtree(running, ignore_errors=True) # what is kept is whole
+    if not kept: shutil.rmtree(checkpoints, ignore_errors=True) # the network is kept now
     return Trained(process, model, log)
 
 # %% ../nbs/19_runs.ipynb #b19a0014
@@ -568,17 +559,3 @@ def once(
         log = json.loads(json.dumps(log | {key: make()}))
         write_whole(path, (json.dumps(log, indent=1) + '\n').encode())
     return log[key]
-
-# %% ../nbs/19_runs.ipynb #568d6904
-def first_finished(
-    paths: list, # of the logs of `once`, the preferred one first
-) -> Path: # the first that has an origin
-    "The run to show, from here or from the repository. Raises DataError when none is finished."
-    for path in paths:
-        if 'origin' in read_results(path): return path
-    for path in paths:
-        if path.name not in ASSETS or path.is_file(): continue
-        fetched = asset(path.name, path.parent)
-        if 'origin' in read_results(fetched): return fetched
-    raise DataError(f'no finished run: {", ".join(map(str, paths))}; execute the cell marked slow '
-                    'with DISCDIFF_SIZE=small, or clone the repository for the kept one')

@@ -5,7 +5,7 @@ from torch import nn
 from discdiff_nb.core import DataError, ScheduleError, generate
 from discdiff_nb.ordinal import terminal_tv
 from discdiff_nb.runs import (Job, draw_labelled, evenly, examples, gaussian, neighbour, ordinal,
-                              source_bytes, uniform)
+                              run_job, source_bytes, uniform)
 
 
 def job(**changes):
@@ -88,3 +88,18 @@ def test_drawing_by_label():
     assert torch.equal(draw_labelled(process, model, 12, (2, 3), 20), want)
     assert torch.equal(draw_labelled(process, model, 12, (2, 3), 20, sampler=numbers), want)
     assert (draw_labelled(process, model, 12, (2, 3), 20, weight=2.) == y[:, None, None]).all()
+
+
+def test_a_kept_network_touches_no_checkpoint(tmp_path):
+    "Loading makes no folder and takes none away; training takes away its own."
+    few = job(name='few', data='digits', process='uniform', K=17, tested=8,
+              net=dict(kind='unet', channels=8, multipliers=[1]))
+    run_job(few, tmp_path, running=tmp_path / 'runs')
+    assert (tmp_path / 'few.safetensors').is_file() and not (tmp_path / 'runs' / 'few').exists()
+    other = tmp_path / 'runs' / 'few' / 'checkpoint.safetensors'
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b'of somebody else')
+    run_job(few, tmp_path, running=tmp_path / 'runs')
+    assert other.read_bytes() == b'of somebody else'
+    run_job(few, tmp_path, running=tmp_path / 'absent')
+    assert not (tmp_path / 'absent').exists()
