@@ -409,14 +409,11 @@ def fill(
     import torch
     from discdiff_nb.core import generate
     from discdiff_nb.d3pm import Absorbing
-    from discdiff_nb.gaussian import to_classes
     from discdiff_nb.sampling import inpaint
     x0, keep = (part.expand(n, *part.shape) for part in known)
     generator = torch.Generator(x0.device).manual_seed(seed)
     if isinstance(process, Absorbing): return inpaint(process, model, x0, keep, generator)
-    x = generate(process, model, tuple(x0.shape), steps, generator, (x0, keep))
-    if x.is_floating_point(): x = to_classes(x, process.K)
-    return torch.where(keep, x0, x)
+    return generate(process, model, tuple(x0.shape), steps, generator, (x0, keep))
 
 # %% ../nbs/27_cli.ipynb #27d0a008
 def write_text(

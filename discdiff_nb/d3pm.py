@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import (CHECKING, INTEGERS, ClassError, DiscdiffError, DtypeError, Process,
-                              Schedule, ScheduleError, ShapeError, TimeError, check_classes,
-                              check_finite, check_logits, check_t, checked, device_of, gather_t,
-                              kl_categorical, on_device, sum_positions)
-from .multinomial import (Categorical, LogitsProcess, alpha_bar_ratio, check_weight,
-                                     checked_step, keep_or_redraw, right_nll,
-                                     weighted_cross_entropy)
+                              Schedule, ScheduleError, ShapeError, TimeError, alpha_between,
+                              check_classes, check_finite, check_logits, check_t, checked,
+                              device_of, gather_t, kl_categorical, on_device, sum_positions)
+from .multinomial import (Categorical, LogitsProcess, check_weight, checked_step,
+                                     keep_or_redraw, right_nll, weighted_cross_entropy)
 
 # %% ../nbs/06_d3pm.ipynb #d9b736a5
 def uniform_Q(
@@ -226,7 +225,7 @@ class MaskJumps(Categorical):
             raise ScheduleError(f'alpha_bar[T] = {schedule.alpha_bar[-1]:.3g} must be 0 '
                                 '(all masked): use reciprocal_schedule')
     def log_jump(self, x_s, x_t, s, t): # log q(x_t | x_s), shapes that broadcast
-        keep = alpha_bar_ratio(self.schedule, s, t, max(x_s.ndim, x_t.ndim))
+        keep = alpha_between(self.schedule, s, t, max(x_s.ndim, x_t.ndim))
         return log_mask_jump(x_s, x_t, keep, self.mask_id)
     def log_row(self, x_s, s, t):
         return self.log_jump(x_s[..., None], torch.arange(self.K, device=x_s.device), s, t)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,14 +46,6 @@ def run(trained, tmp_path):
 def tiny(monkeypatch):
     monkeypatch.setitem(cli.RECIPES, 'digits', TINY)
     monkeypatch.setattr(cli, 'SHEET', 1)
-
-
-def call(capsys, *words):
-    "Exit status, standard output and standard error of a command in this process."
-    capsys.readouterr()
-    try: status = cli.main([str(w) for w in words])
-    except SystemExit as e: status = e.code
-    return status, *capsys.readouterr()
 
 
 def last_line(text): return text.strip().split('\r')[-1].strip().splitlines()[-1]

@@ -23,7 +23,7 @@ from discdiff_nb.gaussian import (
     path_log_weights, posterior, predicted_x0, reverse_step, reverse_variance, simple_loss, step_kl,
     target_line, target_weight, to_levels)
 from discdiff_nb.joint import Joint
-from discdiff_nb.multinomial import (Multinomial, alpha_bar_ratio, checked_step, keep_or_redraw,
+from discdiff_nb.multinomial import (Multinomial, checked_step, keep_or_redraw,
                                      log_sums, log_uniform_row, remove_self_likelihood, uniform_kl, weighted_cross_entropy)
 from discdiff_nb.oracle import (Dense, Q_between, conditional, index_of, judge_counts, kl_elbo, path_elbo,
     path_joint, pick_rows, reverse_matrix, table_model)
@@ -169,7 +169,6 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
     'oracle.judge_counts': [(lambda x: judge_counts(x, torch.full((len(x),), 1 / len(x)), 'even'), lambda top: (below(top),))],
     'oracle.table_model': [(lambda x_t, t: table_model(2, 2, 1100)(x_t, t), lambda top: (torch.tensor([[1, 0]] * top), times(top)))],
     'multinomial.log_uniform_row': [(lambda x: log_uniform_row(x, torch.full((1, 1), 0.3), 1024), lambda top: (row(top),))],
-    'multinomial.alpha_bar_ratio': [(lambda s, t: alpha_bar_ratio(LONG, s, t, 2), before)],
     'multinomial.checked_step': [(lambda x, t: checked_step(UNIFORM, x, t, None, x), lambda top: (column(top), times(top)))],
     'multinomial.weighted_cross_entropy': [(lambda x, x_t: weighted_cross_entropy(UNIFORM, wave(*x.shape, 1024), x, x_t, 0.5), flipped)],
     'multinomial.log_sums': [(lambda x0, x_t: log_sums(wave(*x0.shape, 1024), torch.ones(1, 1), x0, x_t), flipped)],
@@ -376,7 +375,7 @@ def test_limits_are_numbers(schedule, K):
     "From a time to itself nothing happens; a step without noise costs nothing; where nothing is left, the row is the prior."
     T = schedule.T
     every = torch.arange(T + 1)
-    assert torch.equal(alpha_bar_ratio(schedule, every, every, 1), torch.ones(T + 1).double())
+    assert torch.equal(alpha_between(schedule, every, every, 1), torch.ones(T + 1).double())
     scale, var = jump(schedule, every, every, 1)
     assert torch.equal(scale, torch.ones(T + 1).double()) and torch.equal(var, torch.zeros(T + 1).double())
     for s, t in [(s, t) for t in range(1, T + 1) for s in range(t + 1)]:

@@ -2,6 +2,7 @@
 import json
 
 import pytest
+from commands import call
 from PIL import Image
 
 from discdiff_nb import cli
@@ -17,14 +18,6 @@ def tiny(monkeypatch):
     monkeypatch.setitem(cli.OWN, 'text', TEXT)
     monkeypatch.setitem(cli.OWN, 'images', PICTURES)
     monkeypatch.setattr(cli, 'SHEET', 2)
-
-
-def call(capsys, *words):
-    "Exit status, standard output and standard error of a command in this process."
-    capsys.readouterr()
-    try: status = cli.main([str(w) for w in words])
-    except SystemExit as e: status = e.code
-    return status, *capsys.readouterr()
 
 
 def refused(capsys, *words, said):
