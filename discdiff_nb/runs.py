@@ -86,9 +86,9 @@ def absorbing(K: int, T: int) -> Absorbing: # levels without the mask; steps
     "Mask noise: the same share of the pixels is lost at each step."
     return Absorbing(K + 1, reciprocal_schedule(T))
 
-def uniform(K: int, T: int, power: float = 2.) -> Multinomial: # levels; steps; of the cosine
-    "Uniform noise; jobs have the square of the cosine, the command line power 1 (chapter 26)."
-    return Multinomial(K, cosine_schedule(T, power))
+def uniform(K: int, T: int) -> Multinomial: # levels; steps
+    "Uniform noise; alpha_bar is a cosine, not its square (chapter 26 says why)."
+    return Multinomial(K, cosine_schedule(T, power=1))
 
 # %% ../nbs/19_runs.ipynb #b19a0031
 def ramp_to_prior(
