@@ -538,7 +538,7 @@ ASSETS = {
     'digits_neighbour.safetensors': 'bd49e1cf896d062d09f997bf69d47bfa',
     'digits_ordinal.safetensors': '6e08042cd9b3eb5a11bf973d763df00c',
     'digits_reweighted.safetensors': '8c6d63f4a9d6faf98188a21ee3e87a96',
-    'digits_uniform.safetensors': '65c1b6eef4cfac9dd84c3ee1c156163c',
+    'digits_uniform.safetensors': 'b362e38131b35fa85b9b64c71f12428b',
     'digits_untimed.safetensors': '857b6c012cf25e3985638fa4f637c54a',
     'digits_vae.safetensors': '01ec316889e0362633d23d5441b866b8',
     'fashion_mnist_full_absorbing_16.json': '7a721f8e2e156739194838e727bace4e',

@@ -218,10 +218,10 @@ def build(
     from discdiff_nb import runs
     check_config(config)
     images = read_data(config)
-    falls = dict(power=config.get('cosine_power', 2)) if config['process'] == 'uniform' else {}
-    if (config['data'], config['process']) == ('text', 'neighbour'):
-        process = runs.letter_walk(images.train.flatten(), images.K, config['T'])
-    else: process = runs.PROCESSES[config['process']](images.K, config['T'], **falls)
+    name, K, T = config['process'], images.K, config['T']
+    text = images.train if config['data'] == 'text' else None
+    if name == 'uniform': process = runs.uniform(K, T, config.get('cosine_power', 2))
+    else: process = runs.named_process(name, K, T, text)
     return images, process, _build_net(config, images, process).to(config['device'])
 
 # %% ../nbs/27_cli.ipynb #b40ab693

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'LETTERS', 'reduce_levels', 'Images', 'digits', 'data_root', 'fetch', 'Published', 'published',
-           'fashion_mnist', 'mnist', 'baselines', 'encode', 'decode', 'clean_text', 'Text', 'text_file', 'text8',
-           'novels27', 'windows', 'crops', 'NGram', 'ngram_fit', 'ngram_bits', 'text_baselines']
+           'fashion_mnist', 'mnist', 'baselines', 'encode', 'decode', 'clean_text', 'Text', 'cut_text', 'text_file',
+           'text8', 'novels27', 'windows', 'crops', 'NGram', 'ngram_fit', 'ngram_bits', 'text_baselines']
 
 # %% ../nbs/11_data.ipynb #ff4d5cde
 import bz2
@@ -296,8 +296,11 @@ class Text(NamedTuple):
     valid_names: tuple = () # of the works in valid, when the split is by whole work
     test_names: tuple = () # of the works in test
 
-def _cut(name, x):
-    "Nine tenths, then half of a tenth, twice."
+def cut_text(
+    name: str, # of the data set
+    x: Tensor, # (N,) uint8 classes, at least 20
+) -> Text: # nine tenths to train on, then half of a tenth, twice
+    "A text in three splits, by position. Raises DataError."
     n = len(x) // 20
     if n == 0:
         raise DataError(f'{name} has {len(x)} characters, at least 20 are needed for three splits: '
@@ -327,7 +330,7 @@ def text_file(
     "Any text of your own. Raises DataError."
     path = Path(path)
     letters = clean_text(_read_utf8(path)).encode()
-    return _cut(path.stem, _classes(letters, f'{path}, after clean_text,'))
+    return cut_text(path.stem, _classes(letters, f'{path}, after clean_text,'))
 
 # %% ../nbs/11_data.ipynb #4b05dd7c
 _TEXT8 = [Published('text8', ('text8', ''),
@@ -341,7 +344,7 @@ def text8(
     """The first 100 million characters of a cleaned English Wikipedia (Mahoney 2006), checked
     against their SHA-256. Raises DataError."""
     data, = published(_TEXT8, root, download)
-    return _cut('text8', _classes(data, 'text8'))
+    return cut_text('text8', _classes(data, 'text8'))
 
 # %% ../nbs/11_data.ipynb #8b6f2d90
 _NOVELS = [Published('novels27_to1930.txt', ('novels27',),

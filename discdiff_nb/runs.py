@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PROCESSES', 'TEXTS', 'NOISE', 'bound_term', 'on_the_bound', 'Chain', 'autoregressive', 'absorbing', 'uniform',
            'ramp_to_prior', 'ordinal', 'neighbour', 'gaussian', 'Job', 'digits_job', 'evenly', 'Examples', 'examples',
-           'network', 'help_text', 'source_bytes', 'text_examples', 'company', 'letter_walk', 'job_process', 'asked',
-           'commit', 'origin', 'load_or_train', 'measured', 'bound_bits', 'Trained', 'chunks', 'noise_of',
-           'watched_bits', 'train_job', 'run_job', 'show_chain', 'digits_log', 'digits_table', 'draw_labelled',
-           'read_results', 'once']
+           'network', 'help_text', 'source_bytes', 'text_examples', 'company', 'letter_walk', 'named_process',
+           'job_process', 'asked', 'commit', 'origin', 'load_or_train', 'measured', 'bound_bits', 'Trained', 'curve_of',
+           'noise_of', 'watched_bits', 'watch_of', 'train_job', 'run_job', 'show_chain', 'digits_log', 'digits_table',
+           'draw_labelled', 'read_results', 'once']
 
 # %% ../nbs/19_runs.ipynb #b758036d
 import copy
@@ -38,8 +38,8 @@ from .core import (CheckpointError, DataError, DiscdiffError, Process, Schedule,
                               ScheduleError, cosine_schedule, elbo, generate, linear_schedule,
                               reciprocal_schedule, trajectory)
 from .d3pm import Absorbing
-from .data import (DATASETS, Text, baselines, digits, novels27, text8, text_file,
-                              windows)
+from .data import (DATASETS, Text, baselines, cut_text, digits, novels27, text8,
+                              text_file, windows)
 from .gaussian import Gaussian, clipped, to_classes
 from .metrics import paired
 from .multinomial import Multinomial
@@ -86,9 +86,9 @@ def absorbing(K: int, T: int) -> Absorbing: # levels without the mask; steps
     "Mask noise: the same share of the pixels is lost at each step."
     return Absorbing(K + 1, reciprocal_schedule(T))
 
-def uniform(K: int, T: int) -> Multinomial: # levels; steps
+def uniform(K: int, T: int, power: float = 1.) -> Multinomial: # levels; steps; of the cosine
     "Uniform noise; alpha_bar is a cosine, not its square (chapter 26 says why)."
-    return Multinomial(K, cosine_schedule(T, power=1))
+    return Multinomial(K, cosine_schedule(T, power))
 
 # %% ../nbs/19_runs.ipynb #b19a0031
 def ramp_to_prior(
@@ -239,9 +239,7 @@ def source_bytes() -> Text: # of 256 classes, 90, 5 and 5 %
     "The bytes of this package's modules, one after the other."
     modules = sorted(Path(discdiff_nb.__file__).parent.glob('*.py'))
     content = bytearray(b''.join(path.read_bytes() for path in modules))
-    x = torch.frombuffer(content, dtype=torch.uint8)
-    n = len(x) // 20
-    return Text('source', x[:-2 * n], x[-2 * n:-n], x[-n:])
+    return cut_text('source', torch.frombuffer(content, dtype=torch.uint8))
 
 TEXTS = dict(help=help_text, source=source_bytes, novels27=novels27, text8=text8)
 
@@ -281,14 +279,23 @@ def letter_walk(
     return NearestNeighbour(e, information_schedule(matrices, p_x0, T, left=1e-4), 4)
 
 # %% ../nbs/19_runs.ipynb #b19a005b
+def named_process(
+    name: str, # of PROCESSES
+    K: int, # levels or letters, without the mask
+    T: int, # steps
+    text: Tensor | None = None, # to train on, of any shape; None where the data are images
+) -> Process:
+    "What a name stands for: of a text, neighbours are what its letters say. Raises ScheduleError."
+    if name == 'neighbour' and text is not None: return letter_walk(text.flatten().cpu(), K, T)
+    return PROCESSES[name](K, T)
+
 def job_process(
     job: Job, # any
     train: Tensor, # (N, ...) its examples
 ) -> Process: # the one that it names
     "The process of a job. Raises ScheduleError."
-    if job.data in TEXTS and job.process == 'neighbour':
-        return letter_walk(train.flatten().cpu(), job.K, job.T)
-    return PROCESSES[job.process](job.K, job.T)
+    text = train if job.data in TEXTS else None
+    return named_process(job.process, job.K, job.T, text)
 
 # %% ../nbs/19_runs.ipynb #eb459925
 def asked(
@@ -381,9 +388,10 @@ class Trained(NamedTuple):
     model: nn.Module # in eval mode, weights rounded as they are kept
     log: dict # settings, results, seed, minutes, machine, commit
 
-def chunks(x: list, n: int) -> list: # of lists of n; the last may be shorter
-    "A list in parts."
-    return [x[i:i + n] for i in range(0, len(x), n)]
+def curve_of(losses: list) -> list: # nats of each step -> bits, the mean of each 50 steps
+    "How a training went, in few numbers."
+    parts = [losses[i:i + 50] for i in range(0, len(losses), 50)]
+    return [sum(part) / len(part) / math.log(2) for part in parts]
 
 NOISE = ('process', 'hybrid_weight', 'predict', 'variance', 'criterion.name')
 
@@ -409,6 +417,18 @@ def watched_bits(
         found.append([row['step'], (before + last) / 60, row['held_out']])
     return found
 
+# %% ../nbs/19_runs.ipynb #b19a005f
+def watch_of(
+    job: Job, # to train
+    process: Process, # its noise
+    data: Examples, # of the job
+) -> Callable | None: # of the averaged network; bits per dimension; None where nothing is watched
+    "What `fit` watches of the held-out examples while a job trains."
+    if not job.watched: return None
+    rows = evenly(len(data.test), job.watched)
+    cond = {name: c[rows] for name, c in data.test_cond.items()}
+    return held_out_bits(measured(process), data.test[rows], min(8, process.T), cond=cond)
+
 # %% ../nbs/19_runs.ipynb #b19a005e
 def train_job(
     job: Job, # what to train
@@ -416,22 +436,18 @@ def train_job(
     net: nn.Module, # fresh
     data: Examples, # of the job
     running: Path, # folder of its checkpoints
+    compiled: bool = False, # train through torch.compile
 ) -> tuple: # network with weights as they are kept; results
     "Train, or go on where it was cut off, and measure. Raises the errors of fit."
-    watch = None
-    if job.watched:
-        rows = evenly(len(data.test), job.watched)
-        cond = {name: c[rows] for name, c in data.test_cond.items()}
-        n_t = min(8, process.T)
-        watch = held_out_bits(measured(process), data.test[rows], n_t, cond=cond)
     resume = (running / 'checkpoint.safetensors').is_file()
-    model, losses = fit(process, net, data.train, job.steps, running, job.batch_size, job.lr,
-                        job.seed, resume=resume, cond=data.cond, drop=job.drop, held_out=watch,
-                        mixed_precision=job.mixed_precision)
-    restore(model, halved(weights(model))) # what is kept is what is measured
-    curve = [sum(part) / len(part) / math.log(2) for part in chunks(losses, 50)]
+    trained = torch.compile(net) if compiled else net # the same weights
+    average, losses = fit(process, trained, data.train, job.steps, running, job.batch_size,
+                          job.lr, job.seed, resume=resume, cond=data.cond, drop=job.drop,
+                          held_out=watch_of(job, process, data),
+                          mixed_precision=job.mixed_precision)
+    model = restore(net, halved(weights(average))) # what is kept is what is measured
     seen = watched_bits(running / 'log.csv')
-    return model, dict(curve=curve, watched=[s for s in seen if s[2] is not None],
+    return model, dict(curve=curve_of(losses), watched=[s for s in seen if s[2] is not None],
                        training_minutes=seen[-1][1],
                        **bound_bits(process, model, data.test, data.test_cond))
 
@@ -442,6 +458,7 @@ def run_job(
     process: Process | None = None, # instead of the one that the job names
     device: str = 'cpu', # where to compute
     running: Path = Path('../runs'), # where its checkpoints lie until then; git ignores it
+    compiled: bool = False, # train through torch.compile: it needs a C++ compiler, or a GPU
 ) -> Trained:
     "Load the network of a job, or train, measure and keep it. Raises the errors of fit."
     data = examples(job, device)
@@ -451,7 +468,7 @@ def run_job(
     if path.name in ASSETS: path = asset(path.name, folder)
     named = {name: value for name, value in asdict(job).items() if value is not None}
     kept, checkpoints = path.is_file(), Path(running) / job.name
-    def train(net): return train_job(job, process, net, data, checkpoints)
+    def train(net): return train_job(job, process, net, data, checkpoints, compiled)
     model, log = load_or_train(path, net, named | noise_of(process), train)
     if not kept: shutil.rmtree(checkpoints, ignore_errors=True) # the network is kept now
     return Trained(process, model, log)

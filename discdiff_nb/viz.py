@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'style', 'pixels', 'grid', 'show_grid', 'show_strip', 'save_image', 'save_png', 'save_gif', 'plot_loss',
-           'plot_elbo', 'save_figure', 'plot_pmfs', 'plot_matrix', 'plot_bars', 'markdown_table', 'slider_figure',
-           'posterior_table', 'posterior_slider']
+           'plot_elbo', 'save_figure', 'plot_pmfs', 'plot_matrix', 'plot_moves', 'plot_bars', 'markdown_table',
+           'slider_figure', 'posterior_table', 'posterior_slider']
 
 # %% ../nbs/12_viz.ipynb #8eec93e7
 import base64
@@ -273,6 +273,25 @@ def plot_matrix(
         color = 'white' if q > 0.6 else 'black'
         ax.text(j, i, f'{q:.2g}', ha='center', va='center', fontsize=8, color=color)
     return ax
+
+# %% ../nbs/12_viz.ipynb #12c0de01
+def plot_moves(
+    ax, # axes to draw into
+    Q, # (K, K) transition matrix, rows: from, columns: to
+    color: str, # of the lines, such as COLORS['uniform']
+    names: str, # K signs, one for each class; m is the mask
+    ends: tuple = ('$x_{t-1}$', '$x_t$'), # what stands over the left and over the right
+) -> None:
+    "Each entry of a matrix as a line from its row to its column, as wide as likely."
+    for (i, j), q in np.ndenumerate(np.asarray(Q, dtype=float)):
+        ax.plot([0, 1], [-i, -j], color=color, lw=9 * q, zorder=0)
+    for x, label in enumerate(ends):
+        ax.text(x, 0.5, label, ha='center')
+        for k, name in enumerate(names):
+            circle = dict(boxstyle='circle', fc=COLORS['mask'] if name == 'm' else 'white')
+            ax.text(x, -k, name, ha='center', va='center', bbox=circle)
+    ax.set(xlim=(-0.2, 1.2), ylim=(0.6 - len(names), 0.8))
+    ax.axis('off')
 
 # %% ../nbs/12_viz.ipynb #ab28f661
 def plot_bars(

@@ -284,7 +284,7 @@ def test_marginals_of_training_images():
 def test_grams_are_a_distribution():
     "Sums over the next character; order 0 by letter frequencies; no order beats noise."
     g = torch.Generator().manual_seed(0)
-    own = data._cut('help', encode(clean_text(' '.join(topics.values()))))
+    own = data.cut_text('help', encode(clean_text(' '.join(topics.values()))))
     model = ngram_fit(own.train, 6)
     context = torch.cat([torch.randint(27, (200, 6), generator=g), windows(own.test, 6)[:200]])
     next_letter = torch.arange(27).repeat(400)[:, None]

@@ -36,12 +36,11 @@ sys.path.insert(0, str(ROOT))
 import torch
 from discdiff_nb import nets
 from discdiff_nb.checkpoints import halved, restore, save_tensors, weights
-from discdiff_nb.core import Schedule, cosine_schedule, elbo, generate, linear_schedule
+from discdiff_nb.core import Schedule, elbo, generate, linear_schedule
 from discdiff_nb.core import step_times, trajectory
 from discdiff_nb.data import decode
 from discdiff_nb.gaussian import Gaussian, to_classes
-from discdiff_nb.multinomial import Multinomial
-from discdiff_nb.runs import (Job, bound_bits, chunks, draw_labelled, examples, job_process,
+from discdiff_nb.runs import (Job, bound_bits, curve_of, draw_labelled, examples, job_process,
                               measured, network, noise_of, origin, watched_bits)
 from discdiff_nb.sampling import ddim, generate_few_calls, inpaint
 from discdiff_nb.train import fit
@@ -88,8 +87,7 @@ def small(job): return job.steps < 100
 
 
 def noise(job, train):
-    "The process of a job; uniform noise falls with the cosine itself (chapter 26)."
-    if job.process == 'uniform': return Multinomial(job.K, cosine_schedule(job.T, 1))
+    "The process of a job."
     if job.process == 'gaussian_simple':
         return Gaussian(job.K, linear_schedule(job.T, 0.1 / job.T, 20 / job.T))
     return job_process(job, train)
@@ -264,7 +262,7 @@ def run_job(job, out):
     about = dict(seconds=seconds, noise=noise_of(process),
                  parameters=sum(p.numel() for p in model.parameters()),
                  **origin(job.seed, started, device()))
-    curve = [sum(part) / len(part) / math.log(2) for part in chunks(losses, 50)]
+    curve = curve_of(losses)
     keep(out, job, {f'net.{k}': v for k, v in state.items()} | drawn, about, log, curve)
     shutil.rmtree(running, ignore_errors=True)
     return about
