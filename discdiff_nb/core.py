@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['INTEGERS', 'CHECKING', 'SMALL_INTEGERS', 'INTEGER_NAMES', 'DiscdiffError', 'TimeError', 'ClassError', 'ShapeError',
            'DtypeError', 'NotFiniteError', 'ScheduleError', 'DataError', 'CheckpointError', 'time_remedy', 'unchecked',
-           'maybe_any', 'check_t', 'class_remedy', 'check_classes', 'check_logits', 'check_finite', 'is_integer',
-           'as_int64', 'checked', 'checked_beta', 'one_story', 'checked_alpha_bar', 'Schedule', 'linear_schedule',
-           'reciprocal_schedule', 'cosine_schedule', 'sigmoid_schedule', 'on_device', 'gather_t', 'alpha_between',
-           'sum_positions', 'kl_categorical', 'device_of', 'generator_rows', 'check_generator', 'rand', 'randn',
-           'randint', 'sample_categorical', 'mix_seed', 'check_batch', 'minibatch', 'pixel_marginals', 'earlier_time',
-           'checked_methods', 'Process', 'evaluating', 'as_tuple', 'index_batch', 'check_bound', 'stratified_times',
-           'bound_terms', 'bound_summary', 'elbo', 'step_times', 'check_keep', 'check_known', 'overwrite_known',
-           'trajectory', 'generate']
+           'hidden', 'maybe_any', 'check_t', 'class_remedy', 'check_classes', 'check_logits', 'check_finite',
+           'is_integer', 'as_int64', 'checked', 'checked_beta', 'one_story', 'checked_alpha_bar', 'Schedule',
+           'linear_schedule', 'reciprocal_schedule', 'cosine_schedule', 'sigmoid_schedule', 'on_device', 'gather_t',
+           'alpha_between', 'sum_positions', 'kl_categorical', 'device_of', 'generator_rows', 'check_generator', 'rand',
+           'randn', 'randint', 'sample_categorical', 'mix_seed', 'check_batch', 'minibatch', 'pixel_marginals',
+           'earlier_time', 'checked_methods', 'Process', 'evaluating', 'as_tuple', 'index_batch', 'check_bound',
+           'stratified_times', 'bound_terms', 'bound_summary', 'elbo', 'step_times', 'check_keep', 'check_known',
+           'overwrite_known', 'trajectory', 'generate']
 
 # %% ../nbs/01_core.ipynb #d1ddd6af
 import contextlib
@@ -65,13 +65,18 @@ def unchecked():
     try: yield
     finally: CHECKING.reset(former)
 
+def hidden(
+    x: Tensor, # any
+) -> bool:
+    "Whether nobody may look at its values: on a GPU within `unchecked`."
+    return x.device.type != 'cpu' and not CHECKING.get()
+
 def maybe_any(
     mask: Tensor, # any shape, booleans
 ) -> bool: # False: none is True; True: one is, or nobody looked
     """Whether one is True; on a GPU within `unchecked` always True, so that nothing waits: what
     the caller does then must be right for a mask of False too."""
-    if not CHECKING.get() and mask.device.type != 'cpu': return True
-    return bool(mask.any())
+    return hidden(mask) or bool(mask.any())
 
 # %% ../nbs/01_core.ipynb #c881bad6
 def check_t(

@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['FLOOR', 'gaussian_steps', 'gaussian_Q', 'knn_graph', 'nearest_Q', 'logistic_logits', 'terminal_tv', 'calibrate',
            'information', 'information_schedule', 'log_product', 'product_log', 'tilted_product', 'DoublyStochastic',
-           'turned_rows', 'GaussianSteps', 'GaussianTable', 'DiscretizedGaussian', 'shortest_ways', 'later_terms',
-           'first_terms', 'series_mix', 'ahead', 'ShortWalk', 'GraphTable', 'GraphWalk', 'NearestNeighbour']
+           'log_or_stay', 'turned_rows', 'GaussianSteps', 'GaussianTable', 'where_time', 'DiscretizedGaussian',
+           'shortest_ways', 'later_terms', 'first_terms', 'series_mix', 'where_used', 'ShortWalk', 'ahead',
+           'GraphTable', 'GraphWalk', 'NearestNeighbour']
 
 # %% ../nbs/07_ordinal.ipynb #0403d79a
 import functools
 import math
+from collections.abc import Callable
+from functools import partial
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from .core import (DataError, Schedule, ScheduleError, ShapeError, checked,
-                              device_of, gather_t, on_device, randint)
+                              device_of, gather_t, hidden, on_device, randint)
 from .multinomial import Categorical
 
 # %% ../nbs/07_ordinal.ipynb #810d8972
@@ -176,14 +179,15 @@ def log_product(
     return torch.cat([run(rows) for rows in log_p.split(few)])
 
 def product_log(
-    log_p: Tensor, # (n, K) log-probabilities
+    log_p: Tensor, # (..., K) log-probabilities
     Q: Tensor, # (K, K) numbers that are not negative
     log_Q: Tensor, # (K, K) their logs, also where Q underflows
-) -> Tensor: # (n, K) log of p Q
+) -> Tensor: # (..., K) log of p Q
     "One matrix product, and log_product for the rows in which it comes out below FLOOR (K17)."
     p_Q = log_p.exp() @ Q
-    low = (p_Q < FLOOR).any(1)
-    log_p_Q = torch.where(low[:, None], 1., p_Q).log()
+    if hidden(p_Q): return log_or_stay(p_Q, log_p, log_Q.diagonal())
+    low = (p_Q < FLOOR).any(-1)
+    log_p_Q = torch.where(low[..., None], 1., p_Q).log()
     return log_p_Q.index_put((low,), log_product(log_p[low], log_Q)) if low.any() else log_p_Q
 
 # %% ../nbs/07_ordinal.ipynb #5a0c61d4
@@ -212,30 +216,39 @@ def tilted_product(
 # %% ../nbs/07_ordinal.ipynb #83b94286
 class DoublyStochastic(Categorical):
     "Flat prior, float64; a subclass adds log_row and log_column (K19)."
-    def all_classes(self, s): # (B, K) all classes, for each example
-        return torch.arange(self.K, device=s.device).expand(len(s), -1)
+    def log_Q_bar(self, s): # (B, K, K)
+        all_classes = torch.arange(self.K, device=s.device).expand(len(s), -1)
+        return self.log_row(all_classes, 0 * s, s)
     def log_prior(self): return torch.full((self.K,), -math.log(self.K), dtype=torch.float64)
     def prior(self, shape, generator=None):
         return randint(0, self.K, shape, generator, device_of(generator))
     def mix_probs(self, p, s): # (B, D, K) p Q_bar_s from whole matrices, a few examples at a time
-        few, mixed = max(1, 2 ** 22 // self.K ** 2), []
-        for p_few, s_few in zip(p.split(few), s.split(few)):
-            Q_bar_s = self.log_row(self.all_classes(s_few), 0 * s_few, s_few).exp()
-            mixed.append(p_few @ Q_bar_s)
-        return torch.cat(mixed)
+        few = max(1, 2 ** 22 // self.K ** 2)
+        parts = zip(p.split(few), s.split(few))
+        return torch.cat([p_few @ self.log_Q_bar(s_few).exp() for p_few, s_few in parts])
     def log_mix(self, log_p, s):
         rows = log_p.reshape(len(s), math.prod(log_p.shape[1:-1]), self.K)
         return self.mix_rows(rows, s).reshape(log_p.shape)
     def mix_rows(self, log_p, s): # (B, D, K) a matrix product, a log-sum-exp where it underflows
-        mixed, first = self.mix_probs(log_p.exp(), s), (s == 0)[:, None]
-        low = (mixed < FLOOR).any(-1) & ~first
-        log_mixed = torch.where((low | first)[..., None], 1., mixed).log()
+        mixed, clean = self.mix_probs(log_p.exp(), s), (s == 0)[:, None, None]
+        if hidden(s): return torch.where(clean, log_p, log_or_stay(mixed, log_p, self.log_kept))
+        low = (mixed < FLOOR).any(-1) & ~clean[..., 0]
+        log_mixed = torch.where(low[..., None] | clean, 1., mixed).log()
         for u in s[low.any(-1)].unique()[:, None]:
-            here, log_Q = low & (s == u)[:, None], self.log_row(self.all_classes(u), 0 * u, u)[0]
+            here, log_Q = low & (s == u)[:, None], self.log_Q_bar(u)[0]
             log_mixed = log_mixed.index_put((here,), log_product(log_p[here], log_Q))
-        return torch.where(first[..., None], log_p, log_mixed)
+        return torch.where(clean, log_p, log_mixed)
 
 # %% ../nbs/07_ordinal.ipynb #6c0d92fa
+def log_or_stay(
+    p_Q: Tensor, # (n, K) a product p Q
+    log_p: Tensor, # (n, K) log-probabilities
+    log_stay, # (K,) or a number: log of Q's diagonal, or less
+) -> Tensor: # (n, K) log of p Q
+    "Where float64 holds no such number: of those that stay alone, a lower bound (K17)."
+    low = p_Q < FLOOR
+    return torch.where(low, log_p + log_stay, torch.where(low, 1., p_Q).log())
+
 @checked
 def turned_rows(
     half: Tensor, # (T+1, (K+1)//2, K) the first half of the rows of matrices that turning keeps
@@ -286,7 +299,16 @@ class GaussianTable(GaussianSteps):
         small = int((self.half.flatten(1).amin(1) < FLOOR).sum()) # the first so many tables
         log_half = [self.half[0].log(), self.log_step(1)[:h]]
         for t in range(2, small): log_half.append(tilted_product(log_half[-1], self.log_step(t)))
-        self.log_half = torch.stack(log_half[:max(1, small)])
+        self.log_half = self.half.log()
+        self.log_half[:small] = torch.stack(log_half)[:small]
+        self.log_kept = self.log_half.diagonal(dim1=1, dim2=2).min().item()
+
+def where_time(
+    known: Tensor, # (B,) whether the two times of an example are such as log_Q is for
+    log_Q: Tensor, # (B, ..., K) logs
+) -> Tensor: # (B, ..., K) NaN elsewhere; `fit` looks for it, since a GPU's loop cannot ask
+    "Logs of the examples whose times are known (K19)."
+    return torch.where(known.reshape(-1, *(1,) * (log_Q.ndim - 1)), log_Q, math.nan)
 
 # %% ../nbs/07_ordinal.ipynb #d79ea7f3
 class DiscretizedGaussian(GaussianTable):
@@ -299,15 +321,13 @@ class DiscretizedGaussian(GaussianTable):
         n = (x[..., None] - torch.arange(self.K, device=x.device)).abs()
         return torch.where(n == 0, stay, jump.expand(n.shape).gather(-1, n))
     def log_row(self, x_s, s, t):
-        if s.any(): return self.between(x_s, s, t, columns=False)
-        half = on_device(self.half, t.device)
-        log_half = on_device(self.log_half, t.device)
-        log_Q, in_logs = turned_rows(half, x_s, t).log(), t < len(log_half)
-        if in_logs.any(): log_Q[in_logs] = turned_rows(log_half, x_s[in_logs], t[in_logs])
-        return log_Q
+        if not hidden(s) and s.any(): return self.between(x_s, s, t, columns=False)
+        log_Q = turned_rows(on_device(self.log_half, t.device), x_s, t)
+        return where_time(s == 0, log_Q)
     def log_column(self, x_t, s, t):
-        if (s == t - 1).all(): return self.log_steps(x_t, t)
-        return self.between(x_t, s, t, columns=True)
+        one = s == t - 1
+        if not hidden(s) and not one.all(): return self.between(x_t, s, t, columns=True)
+        return where_time(one, self.log_steps(x_t, t))
     def mix_probs(self, p, s): # p Q_bar_s; the second half of the classes by turning the scale
         half, k = on_device(self.half, s.device)[s], self.K // 2
         first, second = p[..., :self.K - k], p[..., self.K - k:]
@@ -373,15 +393,14 @@ def series_mix(
         total = total + term
     return total
 
-def ahead(
-    p: Tensor, # (B, n, K) rows
-    used: Tensor, # (B, L) which of the matrices each example meets
-    levels: Tensor, # (L, K, K) matrices
-) -> Tensor: # (B, n, K) p times the matrices that its example meets
-    "Rows through some of several matrices (K19)."
-    for Q, here in zip(levels, used.T):
-        if here.any(): p = p.index_put((here,), p[here] @ Q)
-    return p
+def where_used(
+    f: Callable, # (b, n, K) rows -> (b, n, K) rows
+    rows: Tensor, # (B, n, K)
+    used: Tensor, # (B,) whether f is for these rows
+) -> Tensor: # (B, n, K)
+    "Rows through a function, of some examples; within a GPU's loop it is calculated for all."
+    if hidden(used): return torch.where(used[:, None, None], f(rows), rows)
+    return rows.index_put((used,), f(rows[used])) if used.any() else rows
 
 # %% ../nbs/07_ordinal.ipynb #1c9b7e02
 def _rest(a, n):
@@ -412,6 +431,7 @@ class ShortWalk(DoublyStochastic):
     ):
         super().__init__(len(embeddings), schedule)
         A, self.tau = knn_graph(embeddings, k), -schedule.alpha_bar.log()
+        self.log_kept = -math.log(self.K) # the flat eigenvector's share, others add to it
         self.rate = A.sum(1).max().item()
         self.unit, self.P = 1 / (4 * self.rate), A + torch.diag(self.rate - A.sum(1))
         self.d, self.log_first, self.rho = first_terms(A, self.unit)
@@ -426,6 +446,15 @@ class ShortWalk(DoublyStochastic):
         return log_terms.sub_(self.rate * tau)
 
 # %% ../nbs/07_ordinal.ipynb #7e20b9d3
+def ahead(
+    p: Tensor, # (B, n, K) rows
+    used: Tensor, # (B, L) which of the matrices each example meets
+    levels: Tensor, # (L, K, K) matrices
+) -> Tensor: # (B, n, K) p times the matrices that its example meets
+    "Rows through some of several matrices (K19)."
+    for Q, here in zip(levels, used.T): p = where_used(lambda rows: rows @ Q, p, here)
+    return p
+
 class GraphTable(ShortWalk):
     "And walks of 1, 2, 4, .. units, each the square of the one before (K19). Raises as ShortWalk."
     def __init__(self, embeddings: Tensor, schedule: Schedule, k: int): # as ShortWalk
@@ -461,12 +490,10 @@ class GraphWalk(GraphTable):
         tables, far = (self.levels, self.log_levels), self.far
         levels, log_levels = (on_device(table, log_p.device) for table in tables)
         for Q, log_Q, here in zip(levels, log_levels[:far], used.T):
-            if not here.any(): continue
-            rows = product_log(log_p[here].flatten(0, 1), Q, log_Q)
-            log_p[here] = rows.unflatten(0, (-1, log_p.shape[1]))
+            log_p = where_used(partial(product_log, Q=Q, log_Q=log_Q), log_p, here)
         here = used[:, far:].any(1)
-        if here.any(): log_p[here] = ahead(log_p[here].exp(), used[here, far:], levels[far:]).log()
-        return log_p
+        log_rows = ahead(log_p.exp(), used[:, far:], levels[far:]).log()
+        return torch.where(here[:, None, None], log_rows, log_p)
 
 # %% ../nbs/07_ordinal.ipynb #c4417fce
 class NearestNeighbour(GraphWalk):
