@@ -289,18 +289,18 @@ class GaussianSteps(DoublyStochastic):
 
 # %% ../nbs/07_ordinal.ipynb #670baef8
 class GaussianTable(GaussianSteps):
-    "And half of Q_bar, (T+1, K/2, K), with logs where it underflows (K19). Raises ScheduleError."
+    "And the logs of half of Q_bar, (T+1, K/2, K) (K19). Raises ScheduleError."
     def __init__(self, K: int, schedule: Schedule): # K >= 2 ordered classes; beta is a variance
         super().__init__(K, schedule)
         h = (K + 1) // 2
-        self.half = torch.empty(self.T + 1, h, K, dtype=torch.float64)
-        self.half[0] = torch.eye(K)[:h]
-        for t in range(1, self.T + 1): self.half[t] = self.half[t - 1] @ self.log_step(t).exp()
-        small = int((self.half.flatten(1).amin(1) < FLOOR).sum()) # the first so many tables
-        log_half = [self.half[0].log(), self.log_step(1)[:h]]
-        for t in range(2, small): log_half.append(tilted_product(log_half[-1], self.log_step(t)))
-        self.log_half = self.half.log()
-        self.log_half[:small] = torch.stack(log_half)[:small]
+        half = torch.empty(self.T + 1, h, K, dtype=torch.float64)
+        half[0] = torch.eye(K)[:h]
+        for t in range(1, self.T + 1): half[t] = half[t - 1] @ self.log_step(t).exp()
+        small = int((half.flatten(1).amin(1) < FLOOR).sum()) # the first so many tables
+        self.log_half = half.log_()
+        if small > 1: self.log_half[1] = self.log_step(1)[:h]
+        for t in range(2, small):
+            self.log_half[t] = tilted_product(self.log_half[t - 1], self.log_step(t))
         self.log_kept = self.log_half.diagonal(dim1=1, dim2=2).min().item()
 
 def where_time(
@@ -329,7 +329,7 @@ class DiscretizedGaussian(GaussianTable):
         if not hidden(s) and not one.all(): return self.between(x_t, s, t, columns=True)
         return where_time(one, self.log_steps(x_t, t))
     def mix_probs(self, p, s): # p Q_bar_s; the second half of the classes by turning the scale
-        half, k = on_device(self.half, s.device)[s], self.K // 2
+        half, k = on_device(self.log_half, s.device)[s].exp(), self.K // 2
         first, second = p[..., :self.K - k], p[..., self.K - k:]
         return first @ half + (second.flip(-1) @ half[:, :k]).flip(-1)
 
