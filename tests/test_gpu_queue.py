@@ -1,5 +1,6 @@
 "The queue of full jobs at its tiny size: whole, killed and begun again, stopped by its own clock, on the pretended GPU."
 import contextlib
+import gzip
 import importlib.util
 import json
 import os
@@ -154,3 +155,26 @@ def test_needs_little():
     code = f"import runpy, sys\nrunpy.run_path({str(TOOL)!r}, run_name='tool')\nprint([m for m in {banned} if m in sys.modules])"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == '[]', done.stdout + done.stderr
+
+
+def test_packed_data_comes_out_as_it_went_in(gpu, tmp_path, capsys):
+    "Zipped or not; a file for each data set, one of them alone, or a folder that holds the data as it is; what is absent is named."
+    root, packed = tmp_path / 'root', tmp_path / 'packed'
+    for data, names in gpu.PACKED.items():
+        (root / data).mkdir(parents=True)
+        for i, name in enumerate(names):
+            content, path = name.encode() * (i + 1), root / data / name
+            if i: path.write_bytes(content)
+            else: path.with_name(f'{name}.gz').write_bytes(gzip.compress(content))
+    gpu.pack(packed, root)
+    assert [path.name for path in sorted(packed.iterdir())] == [f'{data}.tar.xz' for data in sorted(gpu.PACKED)]
+    assert capsys.readouterr().out.count(' MB') == len(gpu.PACKED)
+    for source, sets in ((packed, gpu.PACKED), (packed / 'novels27.tar.xz', ['novels27'])):
+        folder = gpu.unpacked(source, tmp_path / f'from {source.name}')
+        assert sorted(path.name for path in folder.iterdir()) == sorted(sets)
+        for data in sets:
+            for i, name in enumerate(gpu.PACKED[data]): assert (folder / data / name).read_bytes() == name.encode() * (i + 1)
+    assert gpu.unpacked(root, tmp_path / 'unused') == root
+    (root / 'novels27' / gpu.PACKED['novels27'][1]).unlink()
+    with pytest.raises(SystemExit, match=f'{gpu.PACKED["novels27"][1]} is absent; remedy: set DISCDIFF_DATA'): gpu.pack(packed, root)
+    with pytest.raises(SystemExit, match='no such path'): gpu.main([*queue(tmp_path), '--data', str(tmp_path / 'nowhere')])

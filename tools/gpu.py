@@ -3,8 +3,8 @@
 to kill at any moment.
 
   python tools/gpu.py list --out OUT                what is done, what is missing, planned minutes
-  python tools/gpu.py pack data.tar.xz              write what the jobs read into one file
-  python tools/gpu.py run --minutes 12 --data data.tar.xz --out OUT
+  python tools/gpu.py pack PACKED                   write what the jobs read, a file a data set
+  python tools/gpu.py run --minutes 12 --data PACKED --out OUT
                                                     the next jobs, as many as fit into 12 minutes
 
 A job leaves OUT/NAME.json (settings, losses, bound, where it ran) and OUT/NAME.safetensors
@@ -100,26 +100,35 @@ PACKED = {'fashion-mnist': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'
           'novels27': ('novels27_to1930.txt.xz', 'novels_to1930_lengths.json')}
 
 
-def pack(path, root):
-    "Write the data sets into one .tar.xz; images unpacked first, since xz beats gzip on them."
-    with tarfile.open(path, 'w:xz', preset=9) as tar:
-        for folder, names in PACKED.items():
-            for name in names:
-                plain, zipped = root / folder / name, root / folder / f'{name}.gz'
-                if plain.is_file(): content = plain.read_bytes()
-                elif zipped.is_file(): content = gzip.decompress(zipped.read_bytes())
-                else: raise SystemExit(f'gpu.py pack: {plain} is absent; remedy: set DISCDIFF_DATA '
-                                       f'to a folder that holds {folder}/')
-                entry = tarfile.TarInfo(f'{folder}/{name}')
+def pack(folder, root):
+    "Write NAME.tar.xz for each data set; images unpacked first, since xz beats gzip on them."
+    folder.mkdir(parents=True, exist_ok=True)
+    for data, names in PACKED.items():
+        path = folder / f'{data}.tar.xz'
+        contents = {name: content_of(root / data / name) for name in names}
+        with tarfile.open(path, 'w:xz', preset=9) as tar:
+            for name, content in contents.items():
+                entry = tarfile.TarInfo(f'{data}/{name}')
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-    print(f'{path}: {Path(path).stat().st_size / 1e6:.1f} MB')
+        print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
 
 
-def unpack(path, folder):
-    "The folder of a packed file, for DISCDIFF_DATA."
-    with tarfile.open(path, 'r:xz') as tar: tar.extractall(folder, filter='data')
-    return folder
+def content_of(path):
+    "The bytes of a file, or of the same with .gz."
+    zipped = path.parent / f'{path.name}.gz'
+    if path.is_file(): return path.read_bytes()
+    if zipped.is_file(): return gzip.decompress(zipped.read_bytes())
+    raise SystemExit(f'gpu.py pack: {path} is absent; remedy: set DISCDIFF_DATA to a folder that '
+                     f'holds {path.parent.name}/')
+
+
+def unpacked(data, folder):
+    "The folder for DISCDIFF_DATA: of one packed file, of a folder of them, or that folder itself."
+    files = [data] if data.is_file() else sorted(data.glob('*.tar.xz'))
+    for path in files:
+        with tarfile.open(path, 'r:xz') as tar: tar.extractall(folder, filter='data')
+    return folder if files else data
 
 
 # what follows the training
@@ -305,9 +314,8 @@ def prepare(args):
     "Folder, data and compiler."
     args.out.mkdir(parents=True, exist_ok=True)
     if args.data:
-        packed = args.data.is_file()
-        folder = unpack(args.data, args.out / 'running' / 'data') if packed else args.data
-        os.environ['DISCDIFF_DATA'] = str(folder)
+        if not args.data.exists(): raise SystemExit(f'gpu.py: --data {args.data}: no such path')
+        os.environ['DISCDIFF_DATA'] = str(unpacked(args.data, args.out / 'running' / 'data'))
     if device() == 'cuda': torch.set_float32_matmul_precision('high')
     if args.compile:
         torch._dynamo.config.suppress_errors = True
@@ -350,8 +358,8 @@ def main(argv=None):
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     commands = parser.add_subparsers(dest='command', required=True)
-    packing = commands.add_parser('pack', help='write the data into one file')
-    packing.add_argument('path', type=Path)
+    packing = commands.add_parser('pack', help='write the data, a file a data set')
+    packing.add_argument('folder', type=Path)
     for name, call in (('list', show), ('run', run)):
         command = commands.add_parser(name)
         command.set_defaults(call=call)
@@ -360,12 +368,12 @@ def main(argv=None):
         command.add_argument('--size', choices=('tiny', 'full'), default='full')
         if name == 'run':
             command.add_argument('--minutes', type=float, default=12., help='begin no job beyond')
-            command.add_argument('--data', type=Path, help='packed file or a folder')
+            command.add_argument('--data', type=Path, help='what pack wrote, or a folder')
             command.add_argument('--compile', action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args(argv)
     if args.command == 'pack':
         from discdiff_nb.data import data_root
-        return pack(args.path, data_root())
+        return pack(args.folder, data_root())
     args.call(args)
 
 
