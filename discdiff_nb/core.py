@@ -303,7 +303,7 @@ def reciprocal_schedule(
     """beta_t = 1/(T-t+1), so that alpha_bar falls in a straight line to 0
     (Austin et al. 2021; U6). Raises ScheduleError."""
     t = _times(T)
-    return Schedule(torch.where(t == 0, 0., 1 / (T - t + 1)), 1 - t / T)
+    return Schedule(torch.where(t == 0, 0., 1 / (T - t + 1)), (T - t) / T)
 
 # %% ../nbs/01_core.ipynb #93c00e05
 def cosine_schedule(

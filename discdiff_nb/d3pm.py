@@ -16,7 +16,7 @@ from torch import Tensor
 from .core import (CHECKING, INTEGERS, ClassError, DiscdiffError, DtypeError, Process,
                               Schedule, ScheduleError, ShapeError, alpha_between,
                               check_classes, check_finite, check_logits, check_t, checked,
-                              device_of, gather_t, kl_categorical, on_device, sum_positions)
+                              device_of, gather_t, kl_categorical, sum_positions)
 from .multinomial import (Categorical, LogitsProcess, check_weight, checked_step,
                                      keep_or_redraw, right_nll, weighted_cross_entropy)
 
@@ -237,10 +237,7 @@ class MaskJumps(Categorical):
 # %% ../nbs/06_d3pm.ipynb #f29e4f50
 class Absorbing(MaskJumps):
     "Each step masks a class with probability beta_t (K19, U6). Raises ScheduleError, ClassError."
-    def __init__(self, K: int, schedule: Schedule): # K >= 2, the mask included; alpha_bar[T] = 0
-        super().__init__(K, schedule)
-        self.w_one = reveal_probability(schedule.alpha_bar[:-1], schedule.alpha_bar[1:]) # t = 1..T
-    def w(self, s, t, ndim): # the same for any s; w_one[t - 1] is w(t - 1, t), looked up once
+    def w(self, s, t, ndim): # share of the masks of t that s shows
         alpha_bar = self.schedule.alpha_bar
         return reveal_probability(gather_t(alpha_bar, s, ndim), gather_t(alpha_bar, t, ndim))
     def q_sample(self, x0, t, generator=None): return keep_or_redraw(self, x0, t, generator)
@@ -254,7 +251,7 @@ class Absorbing(MaskJumps):
         return check_finite(log_reveal(log_p_tilde, x_t, self.w(s, t, x_t.ndim)), 'p_posterior')
     def L_t(self, out, x0, x_t, t):
         masked, logits = checked_masked(self, x0, x_t, t), check_logits(out, x_t, self.K)
-        w = on_device(self.w_one, t.device)[t - 1]
+        w = self.w(t - 1, t, 1)
         return check_finite(absorbing_kl(logits, x0, masked, w), 'L_t')
     def L_T(self, x0):
         check_classes(x0, self.classes)

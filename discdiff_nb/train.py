@@ -465,7 +465,7 @@ def _show(r, bar) -> None:
     recent = r.losses[-50:]
     if recent:
         bits = sum(recent) / len(recent) / math.log(2)
-        bar.set_postfix_str(f'{bits:.3f} bits/dim', refresh=False)
+        bar.set_postfix_str(f'loss {bits:.3f} bits/dim', refresh=False)
     bar.update()
 
 # %% ../nbs/16_train.ipynb #d89d0844

@@ -516,3 +516,10 @@ def test_tables_that_contradict_each_other_are_refused(T, seed, off):
     with pytest.raises(ScheduleError, match=rf'alpha_bar\[{t}\]'): Schedule(beta, wrong)
     for bad in (bar[:-1], 0.5 * bar, bar * math.nan):
         with pytest.raises(ScheduleError): Schedule(beta, bad)
+
+
+@pytest.mark.parametrize('T', [36_997, 40_985, 200_000])
+def test_a_schedule_of_many_steps(T):
+    "alpha_bar of the reciprocal schedule is what its beta leave, to the last step."
+    schedule = core.reciprocal_schedule(T)
+    torch.testing.assert_close(schedule.alpha_bar[-2].item(), 1 / T, rtol=1e-12, atol=0)
