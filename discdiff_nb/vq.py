@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .checkpoints import ASSETS, asset, halved, restore, weights
 from .core import (DataError, DiscdiffError, Process, ShapeError, TimeError,
-                              check_classes, device_of, evaluating, minibatch, mix_seed, rand,
-                              randint)
+                              check_classes, evaluating, minibatch, mix_seed, rand, randint)
 from .d3pm import Absorbing
 from .data import Images, Published, digits, fashion_mnist, published
 from .gaussian import to_classes, to_levels
@@ -114,15 +113,16 @@ class Codebook(nn.Module):
     def lookup(self, codes): return F.embedding(codes, self.e).movedim(-1, 1)
     def forward(self, z):
         rows = z.detach().movedim(1, -1).to(self.e)
-        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            codes = nearest_code(rows, self.e)
+        with torch.autocast(z.device.type, enabled=False): # half a number is not precise enough
+            codes = nearest_code(rows, self.e.detach())
+            z_q = self.lookup(codes)
             if self.training: update_codebook(self, rows.flatten(0, -2), codes.flatten())
-        z_q = self.lookup(codes)
         return Quantized(straight_through(z, z_q), codes, vq_loss(z, z_q, self.beta))
 
 # %% ../nbs/23_unleashing_transformers.ipynb #23a00015
 FADE = 0.99 # of the uses and sums of a codebook, each step
 
+@torch.no_grad()
 def update_codebook(
     book: Codebook, # changed in place
     rows: Tensor, # (N, d) vectors of the batch
@@ -602,6 +602,7 @@ def over_windows(
 ): # model(x_t, t) of a canvas: (B, H, W, K) log-probabilities, of a product not normalized
     "The windows that contain a place decide together (U8). Raises ShapeError."
     def canvas(model, x_t, t):
+        if x_t.ndim != 3: raise ShapeError(f'x_t has shape {tuple(x_t.shape)}; give (B, H, W)')
         total = torch.zeros(*x_t.shape, process.K, dtype=torch.float64, device=x_t.device)
         count = total.new_zeros(x_t.shape[1:])
         by = int(torch.randint(stride, (), generator=generator)) if generator else 0
