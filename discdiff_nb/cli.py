@@ -118,27 +118,28 @@ def read_text(
 # %% ../nbs/27_cli.ipynb #27d0a004
 def open_picture(
     path: Path, # of a file
-): # PIL image of 256 greys, upright, on white
-    "A picture without its colours. Raises DataError, without the path."
+    colours: bool = False, # keep them
+): # PIL image of 256 greys, or RGB; upright, on white
+    "A picture, made grey unless its colours are kept. Raises DataError, without the path."
     from PIL import Image, ImageOps, UnidentifiedImageError
     from discdiff_nb.core import DataError
     try:
         with Image.open(path) as picture: upright = ImageOps.exif_transpose(picture)
         if upright.mode.startswith('I'): # 16 bits
-            upright = upright.convert('I').point(lambda level: level / 256)
+            upright = upright.convert('I').point(lambda level: level / 256).convert('L')
         if 'A' in upright.getbands() or 'transparency' in upright.info:
             white = Image.new('RGBA', upright.size, 'white')
             upright = Image.alpha_composite(white, upright.convert('RGBA'))
-        return upright.convert('L')
+        return upright.convert('RGB' if colours else 'L')
     except UnidentifiedImageError as e: raise DataError('is no picture') from e
     except Exception as e: # whatever it is, it comes from the file
         raise DataError(f'cannot be read as a picture ({str(e)[:100]})') from e
 
 # %% ../nbs/27_cli.ipynb #992e446b
 def resized(
-    picture, # PIL image of 256 greys
+    picture, # PIL image of 256 greys, or RGB
     size: int, # edge
-): # (size, size) uint8 tensor
+): # (size, size) uint8 tensor; of RGB (size, size, 3)
     "The middle square of a picture at another size. Raises DataError, without the path."
     import numpy as np
     import torch
@@ -155,6 +156,7 @@ def read_folder(
     path: str, # of a folder; folders within it are read too
     size: int, # edge of the images that are made
     levels: int, # that are kept of 256
+    colours: bool = False, # keep them: (N, 3, size, size) in place of (N, size, size)
 ): # Images
     "The pictures of a folder; says which files are skipped. Raises DataError."
     import torch
@@ -164,13 +166,14 @@ def read_folder(
     files = sorted(p for p in Path(path).rglob('*') if p.is_file() and p.name[0] != '.')
     found, skipped = [], []
     for file in tqdm(files, desc='pictures', delay=5, leave=False):
-        try: found.append(resized(open_picture(file), size))
+        try: found.append(resized(open_picture(file, colours), size))
         except DataError as e: skipped.append(f'{file.relative_to(path)} {e}')
     if skipped: _say(f'skipped {len(skipped)} of {len(files)} files: {_first(skipped)}')
     if len(found) < 10:
         raise DataError(f'{path} has {len(found)} pictures that can be used, at least 10 are '
                         'needed: every tenth is held out; add some, or give a smaller --size')
     x = reduce_levels(torch.stack(found), 256, levels)
+    if colours: x = x.movedim(-1, 1)
     held_out, labels = torch.arange(len(x)) % 10 == 9, torch.zeros(0)
     return Images(Path(path).name, x[~held_out], x[held_out], labels, labels, levels)
 
