@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['DRAFT_LEVELS', 'TINY', 'KEPT', 'FORMS', 'conv', 'conv_encoder', 'conv_decoder', 'ConvVAE', 'OneStep', 'encode_sample',
-           'draft_of', 'Mixture', 'fit_mixture', 'draw_mixture', 'condition', 'refiner', 'shifted_jump',
+           'draft_of', 'condition', 'direction', 'Mixture', 'fit_mixture', 'draw_mixture', 'refiner', 'shifted_jump',
            'shifted_posterior', 'ddim_move', 'Shifted', 'Levels', 'moving_eta', 'Moving', 'moving_posterior',
-           'moving_step', 'from_draft', 'refine', 'shared_noise', 'interpolate', 'direction', 'quantize_weight',
-           'need_onnx', 'ByPosition', 'export_onnx', 'OnnxNet', 'calibration', 'Reader', 'quantize_onnx',
-           'distilled_target', 'thinned', 'Strided', 'two_steps', 'Lesson', 'Halving', 'PCA', 'fit_pca', 'coordinates',
-           'along', 'projected', 'inversion_error', 'silhouette_overlap', 'Plan', 'kept_network', 'judge_of', 'Bench',
-           'trained_vae', 'prepare', 'reads', 'trained_form', 'trained_other', 'add_rows', 'add_drafts', 'add_claims',
-           'onnx_files', 'in_bf16', 'add_int8', 'add_students', 'add_gallery', 'refined_row', 'strips', 'study']
+           'moving_step', 'from_draft', 'refine', 'shared_noise', 'quantize_weight', 'need_onnx', 'export_onnx',
+           'OnnxNet', 'ByPosition', 'calibration', 'quantize_onnx', 'distilled_target', 'thinned', 'Strided',
+           'two_steps', 'Lesson', 'Halving', 'PCA', 'fit_pca', 'inversion_error', 'silhouette_overlap', 'Plan',
+           'kept_network', 'judge_of', 'Bench', 'prepare', 'trained_form', 'trained_other', 'add_claims', 'onnx_files',
+           'add_rows', 'reads', 'add_int8', 'in_bf16', 'add_students', 'add_gallery', 'study']
 
-# %% ../nbs/25_diffusevae.ipynb #fe0384c4
+# %% ../nbs/25_diffusevae.ipynb #c193ecfb
 import copy
 import math
 import shutil
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,8 @@ from .checkpoints import (ASSETS, asset, digest, halved, load_tensors, restore,
 # %% ../nbs/25_diffusevae.ipynb #8826dee3
 from .core import (CheckpointError, DataError, DiscdiffError, DtypeError,
                               NotFiniteError, Process, Schedule, ShapeError, check_classes,
-                              checked, cosine_schedule, evaluating, gather_t, generate, randn,
-                              step_times, sum_positions, trajectory)
+                              checked, cosine_schedule, evaluating, gather_t, generate,
+                              pixel_marginals, randn, step_times, sum_positions, trajectory)
 from .data import DATASETS, Images
 from .gaussian import (Gaussian, jump, posterior, predicted_x0, reverse_step,
                                   target_line, to_classes, to_levels)
@@ -46,12 +46,8 @@ from .sampling import ddim
 from .train import fit
 from .vae import VAE, kl_diagonal, log_likelihood, reparametrize
 
-# %% ../nbs/25_diffusevae.ipynb #74f2ec0b
-def conv(
-    c_in: int, # channels in
-    c_out: int, # channels out
-    stride: int = 1, # 2 halves height and width
-) -> nn.Sequential: # (B, c_in, H, W) to (B, c_out, H / stride, W / stride)
+# %% ../nbs/25_diffusevae.ipynb #89b4116a
+def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential: # channels; 2 halves the sides
     "A convolution and its activation."
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1), nn.SiLU())
 
@@ -96,12 +92,8 @@ class ConvVAE(VAE):
 # %% ../nbs/25_diffusevae.ipynb #b7b54df1
 class OneStep(Process):
     "The VAE as a process of one step: what is drawn is the latent's noise (A8, V1)."
-    def __init__(self,
-        K: int, # number of levels
-        latent: int, # numbers of z
-    ):
+    def __init__(self, K: int, latent: int): # levels; numbers of z
         self.K, self.classes, self.latent, self.T = K, K, latent, 1
-
     def q_sample(self, x0, t, generator=None):
         return x0, randn((len(x0), self.latent), generator, x0.device, torch.float32)
     def L_T(self, x0): return torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
@@ -109,7 +101,6 @@ class OneStep(Process):
         logits, kl = out
         return kl.double() - log_likelihood(logits, x0)
 
-# %% ../nbs/25_diffusevae.ipynb #ebc900fb
 @torch.no_grad()
 def encode_sample(
     vae: VAE, # trained
@@ -120,18 +111,30 @@ def encode_sample(
     with evaluating(vae): moments = [torch.cat(vae.encode(part), -1) for part in x0.split(500)]
     return reparametrize(*torch.cat(moments).chunk(2, -1), 1, generator)[0]
 
+# %% ../nbs/25_diffusevae.ipynb #55018ace
 @torch.no_grad()
-def draft_of(
-    vae: VAE, # trained
-    z: Tensor, # (N, latent)
-) -> Tensor: # (N, H, W) within -1..1, the mean level of each pixel
-    "Drafts from latents (V1). Raises ShapeError, NotFiniteError."
+def draft_of(vae: VAE, z: Tensor) -> Tensor: # (N, latent) -> (N, H, W) within -1..1
+    "Drafts: the mean level of each pixel, given z (V1). Raises ShapeError, NotFiniteError."
     if not z.isfinite().all():
         raise NotFiniteError(f'z holds {int((~z.isfinite()).sum())} NaN or infinite numbers; '
                              'a latent is a finite vector: clamp it, or draw it anew')
     levels = to_levels(torch.arange(vae.K, device=z.device), vae.K).to(z)
     with evaluating(vae):
         return torch.cat([vae.decode(part).softmax(-1) @ levels for part in z.split(500)])
+
+def condition(
+    vae: VAE, z: Tensor, latent: bool, # trained; (N, latent); shall the network read z, too?
+) -> dict: # `image` (N, H, W, 1) within -1..1, and `z` (N, latent)
+    "What a refiner reads beside x_t (V2, V4). Raises ShapeError, NotFiniteError."
+    image = draft_of(vae, z)[..., None]
+    return dict(image=image, z=z) if latent else dict(image=image)
+
+def direction(z: Tensor, value: Tensor) -> Tensor: # (N, latent), (N,) numbers -> (latent,)
+    "How z changes when an attribute rises by one standard deviation. Raises DataError, ShapeError."
+    if value.shape != z.shape[:1]: raise ShapeError(f'{[*value.shape]} values, {len(z)} latents')
+    value = value.to(z) - value.to(z).mean()
+    if not value.std() > 0: raise DataError('the value is the same for all images: no direction')
+    return (z - z.mean(0)).T @ value / (len(z) - 1) / value.std()
 
 # %% ../nbs/25_diffusevae.ipynb #8a65e1b0
 class Mixture(NamedTuple):
@@ -140,11 +143,7 @@ class Mixture(NamedTuple):
     means: Tensor # (n, latent)
     scales: Tensor # (n, latent, latent) lower Cholesky factors of the covariances
 
-def fit_mixture(
-    z: Tensor, # (N, latent)
-    n: int, # components, 1..N
-    seed: int = 0, # of where the search begins
-) -> Mixture:
+def fit_mixture(z: Tensor, n: int, seed: int = 0) -> Mixture: # (N, latent); components, 1..N
     "Expectation maximization, by scikit-learn. Raises DataError."
     from sklearn.mixture import GaussianMixture # here: it takes long to import
     if not 1 <= n <= len(z): raise DataError(f'{n} components for {len(z)} latents: 1..{len(z)}')
@@ -153,28 +152,14 @@ def fit_mixture(
     share, means, cov = (part.to(z) for part in parts)
     return Mixture(share, means, torch.linalg.cholesky(cov))
 
-# %% ../nbs/25_diffusevae.ipynb #6439f056
-def draw_mixture(
-    mixture: Mixture, # of latents
-    n: int, # how many
-    generator: torch.Generator, # on the mixture's device
-) -> Tensor: # (n, latent)
+def draw_mixture(mixture: Mixture, n: int, generator: torch.Generator) -> Tensor: # (n, latent)
     "Latents from a mixture."
     which = torch.multinomial(mixture.weights, n, replacement=True, generator=generator)
     means = mixture.means[which]
     noise = randn(means.shape, generator, means.device, means.dtype)
     return means + (mixture.scales[which] @ noise[..., None])[..., 0]
 
-# %% ../nbs/25_diffusevae.ipynb #bad82b85
-def condition(
-    vae: VAE, # trained
-    z: Tensor, # (N, latent)
-    latent: bool, # shall the network read z, too?
-) -> dict: # `image` (N, H, W, 1) within -1..1, and `z` (N, latent)
-    "What a refiner reads beside x_t (V2, V4). Raises ShapeError, NotFiniteError."
-    image = draft_of(vae, z)[..., None]
-    return dict(image=image, z=z) if latent else dict(image=image)
-
+# %% ../nbs/25_diffusevae.ipynb #3c69bb46
 def refiner(
     process: Process, # a Gaussian, one that moves to the draft, or one on classes
     shape: tuple, # (H, W)
@@ -233,7 +218,6 @@ def ddim_move(
     eps = (x_t - scale_t * clean - draft) / var_t.sqrt()
     return scale_s * clean + draft + var_s.sqrt() * eps
 
-# %% ../nbs/25_diffusevae.ipynb #1ed5df5e
 class Shifted(nn.Module):
     "The network of form 2: where form 1 feeds y_t, it is fed x_t = y_t + draft (V3)."
     def __init__(self, net: nn.Module): # that reads drafts
@@ -350,29 +334,9 @@ def refine(
             made.append(generate(chain, model, tuple(draft.shape), steps, g))
     return torch.cat(made)
 
-# %% ../nbs/25_diffusevae.ipynb #51be9fe5
 def shared_noise(n: int, seed: int) -> list: # n generators that draw the same numbers
     "One noise for every image of a row."
     return [torch.Generator().manual_seed(seed) for _ in range(n)]
-
-def interpolate(
-    z_a: Tensor, # (latent,) where it begins
-    z_b: Tensor, # (latent,) where it ends
-    n: int, # points, both ends included
-) -> Tensor: # (n, latent)
-    "Latents on a straight line."
-    return torch.lerp(z_a, z_b, torch.linspace(0, 1, n, device=z_a.device)[:, None])
-
-def direction(
-    z: Tensor, # (N, latent) of images
-    value: Tensor, # (N,) some number of each image: brightness, width, a label of 0 and 1
-) -> Tensor: # (latent,) how z changes on average when the value rises by one standard deviation
-    "An attribute as a direction of the latent: Cov(z, value) / std(value). Raises DataError."
-    if value.shape != z.shape[:1]:
-        raise ShapeError(f'{tuple(value.shape)} values for {len(z)} latents; give one each')
-    value = value.to(z)
-    if not value.std() > 0: raise DataError('the value is the same for all images: no direction')
-    return (z - z.mean(0)).T @ (value - value.mean()) / (len(z) - 1) / value.std()
 
 # %% ../nbs/25_diffusevae.ipynb #c8d9ae43
 def quantize_weight(
@@ -386,23 +350,13 @@ def quantize_weight(
     scale = torch.where(scale > 0, scale, 1.)
     return (w / scale).round().to(torch.int8), scale
 
-# %% ../nbs/25_diffusevae.ipynb #14744d98
 def need_onnx() -> tuple: # the modules onnx and onnxruntime
     "What int8 needs. Raises DiscdiffError that says what to install."
-    try:
-        import onnx
-        import onnxruntime
+    try: import onnx, onnxruntime # noqa: E401
     except ImportError as e:
-        raise DiscdiffError(f'{e.name} is not installed: int8 files are written and run by '
-                            'onnxruntime; pip install onnx onnxruntime') from e
+        raise DiscdiffError(f'{e.name} is not installed, which writes and runs int8 files: '
+                            'pip install onnx onnxruntime') from e
     return onnx, onnxruntime
-
-class ByPosition(nn.Module):
-    "A network that takes its conditions in an order, as a graph must."
-    def __init__(self, net: nn.Module, names: list): # of the conditions
-        super().__init__()
-        self.net, self.names = net, names
-    def forward(self, x_t, t, *cond): return self.net(x_t, t, **dict(zip(self.names, cond)))
 
 # %% ../nbs/25_diffusevae.ipynb #ab62021e
 def export_onnx(
@@ -454,7 +408,14 @@ class OnnxNet:
             raise ShapeError(f'this file reads {self.shapes}, and got {found}, each after (B,)')
         return torch.from_numpy(self.run.run(None, {k: v.numpy() for k, v in given.items()})[0])
 
-# %% ../nbs/25_diffusevae.ipynb #e2254a30
+# %% ../nbs/25_diffusevae.ipynb #ebbca4b8
+class ByPosition(nn.Module):
+    "A network that takes its conditions in an order, as a graph must."
+    def __init__(self, net: nn.Module, names: list): # of the conditions
+        super().__init__()
+        self.net, self.names = net, names
+    def forward(self, x_t, t, *cond): return self.net(x_t, t, **dict(zip(self.names, cond)))
+
 def calibration(
     process: Gaussian, # of the refiner
     net: Callable, # out = net(x_t, t, **cond)
@@ -472,11 +433,6 @@ def calibration(
     batches = [dict(x_t=x_t, t=t, **cond) for t, (_, x_t) in zip(times, seen)]
     return [{name: x.numpy() for name, x in batch.items()} for batch in batches]
 
-class Reader:
-    "Batches one by one, as onnxruntime asks for them."
-    def __init__(self, batches: list): self.batches = iter(batches) # dicts of numpy arrays
-    def get_next(self): return next(self.batches, None)
-
 # %% ../nbs/25_diffusevae.ipynb #c70cb6a0
 def quantize_onnx(
     source: Path, # .onnx file of export_onnx
@@ -491,10 +447,11 @@ def quantize_onnx(
     kinds = {8: QuantType.QInt8, 4: QuantType.QInt4}
     if bits not in kinds: raise DiscdiffError(f'bits = {bits}, allowed are 8 and 4')
     if not batches: raise DataError('no batches: the ranges of activations come from examples')
-    former = logging.root.manager.disable
+    former, each = logging.root.manager.disable, iter(batches)
+    reader = SimpleNamespace(get_next=lambda: next(each, None))
     logging.disable(logging.WARNING) # it advises what is done already
     try:
-        quantize_static(str(source), str(target), Reader(batches), QuantFormat.QDQ,
+        quantize_static(str(source), str(target), reader, QuantFormat.QDQ,
                         op_types_to_quantize=['Conv', 'Gemm', 'MatMul'], per_channel=True,
                         weight_type=kinds[bits], activation_type=QuantType.QUInt8)
     finally: logging.disable(former)
@@ -503,10 +460,8 @@ def quantize_onnx(
 @checked
 def distilled_target(
     schedule: Schedule, # noise levels
-    x_t: Tensor, # (B, ...) noisy levels
-    x_s: Tensor, # (B, ...) where the teacher's two steps end
-    t: Tensor, # (B,) times 1..T
-    s: Tensor, # (B,) times below t
+    x_t: Tensor, x_s: Tensor, # (B, ...) noisy levels; where the teacher's two steps end
+    t: Tensor, s: Tensor, # (B,) times 1..T; times below t
 ) -> Tensor: # (B, ...) the v whose DDIM step from t to s ends there, float64
     "What a student shall answer (Salimans and Ho 2022; V6)."
     scale_t, var_t = jump(schedule, 0 * t, t, x_t.ndim)
@@ -580,56 +535,42 @@ class PCA(NamedTuple):
     mean: Tensor # (latent,)
     axes: Tensor # (k, latent) orthonormal rows, the widest first
     std: Tensor # (k,) spread along each axis
+    def coordinates(self, z): # (N, latent) -> (N, k), whitened: each of variance 1
+        if z.shape[-1] != len(self.mean):
+            raise ShapeError(f'z has {z.shape[-1]} numbers; these components {len(self.mean)}')
+        return (z - self.mean) @ self.axes.T / self.std
+    def project(self, z): # (N, latent) -> what the k components keep of it
+        return self.mean + (self.coordinates(z) * self.std) @ self.axes
+    def along(self, z, i, deviations): # (latent,), component, (n,) -> (n, latent)
+        return z + deviations[:, None] * self.std[i] * self.axes[i]
 
-def fit_pca(
-    z: Tensor, # (N, latent)
-    k: int, # components, 1..latent
-) -> PCA:
-    "Eigenvectors of the covariance (V7). Raises ShapeError."
+def fit_pca(z: Tensor, k: int) -> PCA: # (N, latent); components, 1..latent
+    "Eigenvectors of the covariance; its coordinates are whitened (V7). Raises ShapeError."
     if z.ndim != 2 or not 1 <= k <= min(z.shape[1], len(z) - 1):
         raise ShapeError(f'{k} components of z {tuple(z.shape)}: allowed is 1..latent, below N')
     values, vectors = torch.linalg.eigh(z.T.double().cov())
     order = values.argsort(descending=True)[:k]
     return PCA(z.mean(0), vectors[:, order].T.to(z), values[order].clamp(min=0).sqrt().to(z))
 
-def coordinates(pca: PCA, z: Tensor) -> Tensor: # (N, latent) -> (N, k) of unit variance
-    "Whitened coordinates (V7). Raises ShapeError."
-    if z.shape[-1] != len(pca.mean):
-        raise ShapeError(f'z has {z.shape[-1]} numbers; these components {len(pca.mean)}')
-    return (z - pca.mean) @ pca.axes.T / pca.std
-
-# %% ../nbs/25_diffusevae.ipynb #a385be3a
-def along(pca: PCA, z: Tensor, i: int, deviations: Tensor) -> Tensor: # (n,) -> (n, latent)
-    "A latent moved along component i, by so many standard deviations (V7)."
-    return z + deviations[:, None] * pca.std[i] * pca.axes[i]
-
-def projected(pca: PCA, z: Tensor) -> Tensor: # (N, latent), nothing but the k components
-    "What the components keep of a latent (V7). Raises ShapeError."
-    return pca.mean + (coordinates(pca, z) * pca.std) @ pca.axes
-
 # %% ../nbs/25_diffusevae.ipynb #b676e228
 @torch.no_grad()
 def inversion_error(
-    process: Gaussian, # of the refiner
-    model, # network: out = model(x_t, t)
+    process: Gaussian, model: Callable, # of the refiner; out = model(x_t, t)
     clean: Tensor, # (B, ...) levels of images
     steps: int, # network calls each way, 1..T
 ) -> float: # root of the mean squared error, in levels
     "DDIM from the image to the noise and back (Song et al. 2021). Raises TimeError."
     times, x = step_times(process.T, steps), clean.float()
-    def moved(x, t, asked, s):
-        t, asked, s = (torch.full((len(x),), u, device=x.device) for u in (t, asked, s))
-        with evaluating(model): out = model(x, asked)
-        x0_hat = predicted_x0(process, out, x, asked)
-        if t[0]: return ddim_move(process.schedule, x0_hat, x, t, s).to(x)
-        return ddim_move(process.schedule, x0_hat, x, asked, s).to(x) # at 0 the noise of time 1
-    for s, t in zip(times[:0:-1], times[-2::-1]): x = moved(x, s, max(s, 1), t)
-    for t, s in zip(times, times[1:]): x = moved(x, t, t, s)
+    def moved(x, t, s): # at 0 there is no noise to predict: that of time 1 is taken
+        t, s = (torch.full((len(x),), u, device=x.device) for u in (max(t, 1), s))
+        with evaluating(model): out = model(x, t)
+        return ddim_move(process.schedule, predicted_x0(process, out, x, t), x, t, s).to(x)
+    up = times[::-1]
+    for s, t in [*zip(up, up[1:]), *zip(times, times[1:])]: x = moved(x, s, t)
     return (x - clean).square().mean().sqrt().item()
 
 def silhouette_overlap(
-    a: Tensor, # (N, H, W) levels within -1..1
-    b: Tensor, # (N, H, W) levels of as many images
+    a: Tensor, b: Tensor, # (N, H, W) levels within -1..1, each
     threshold: float = -0.6, # what is brighter belongs to the garment
 ) -> float: # 0..1
     "Intersection over union of what is not background. Raises ShapeError."
@@ -639,39 +580,33 @@ def silhouette_overlap(
 @dataclass(frozen=True)
 class Plan:
     "Sizes of everything in this chapter."
-    size: str # 'tiny' or 'kept', in the names of its files
+    size: str # in the names of its files
     data: str # a name of DATASETS
     K: int # levels
-    T: int # steps of the refiner, a power of two, at least 64
+    T: int # steps of the refiner, a multiple of 64
     latent: int # numbers of z
     vae: int # channels of the VAE
     components: int # of the mixture
     channels: int # of the U-Net
     multipliers: tuple # of its channels at each size
     steps: dict # of training: vae, refiner, other, student
-    batch_size: int # of training
     lr: float # highest learning rate
     precision: str # 'no' or 'bf16'
     drawn: int # images for a score, at least 85
     calls: tuple # of the network for an image
     judge: int # steps of the classifier
 
-TINY = Plan('tiny', 'digits', 9, 64, 4, 8, 4, 8, (1, 2), steps=dict(
-    vae=200, refiner=60, other=20, student=6), batch_size=32, lr=4e-3, precision='no', drawn=90,
-    calls=(2, 6), judge=60)
-KEPT = Plan('kept', 'fashion_mnist', 16, 1024, 32, 32, 40, 32, (1, 2, 2), steps=dict(
-    vae=8000, refiner=12_000, other=6000, student=2000), batch_size=32, lr=2e-3, precision='bf16',
-    drawn=1000, calls=(10, 25, 100), judge=900)
+TINY = Plan('tiny', 'digits', 9, 64, 4, 8, 4, 8, (1, 2), dict(vae=150, refiner=40, other=10,
+            student=3), 4e-3, 'no', drawn=90, calls=(2, 4), judge=40)
+KEPT = Plan('kept', 'fashion_mnist', 16, 1024, 32, 32, 40, 32, (1, 2, 2), dict(vae=8000,
+            refiner=12_000, other=6000, student=2000), 2e-3, 'bf16', 1000, (10, 25, 100), 900)
 
-# %% ../nbs/25_diffusevae.ipynb #8f628a08
+# %% ../nbs/25_diffusevae.ipynb #0310ca6e
 def kept_network(
-    plan: Plan, # sizes
-    name: str, # of the network
-    process: Process, # of its training
-    net: nn.Module, # fresh
-    x0, # (N, H, W) classes, or a pair
-    cond: dict, # what else it reads
-    steps: int, # of training
+    plan: Plan, name: str, # sizes; of the network
+    process: Process, net: nn.Module, # of its training; fresh
+    x0, cond: dict, # (N, H, W) classes, or a pair; what else it reads
+    steps: int, # of training, 32 examples each
     folders: tuple, # where it is kept; where its checkpoints lie until then
     around: Callable | None = None, # puts it into what is trained, such as a Lesson
 ) -> nn.Module: # in eval mode, weights rounded as they are kept
@@ -679,26 +614,22 @@ def kept_network(
     file = f'diffusevae_{plan.size}_{name}'
     path, run = folders[0] / f'{file}.safetensors', folders[1] / file
     if path.name in ASSETS: path = asset(path.name, folders[0])
-    settings = dict(name=file, seed=0, steps=steps, batch_size=plan.batch_size, lr=plan.lr)
     def train(net):
         learner, resume = around(net) if around else net, (run / 'checkpoint.safetensors').is_file()
         whole = torch.compile(learner) if steps >= 1000 else learner
-        average, losses = fit(process, whole, x0, steps, run, plan.batch_size, plan.lr, 0,
-                              resume=resume, cond=cond, mixed_precision=plan.precision)
+        average, losses = fit(process, whole, x0, steps, run, 32, plan.lr, 0, resume=resume,
+                              cond=cond, mixed_precision=plan.precision)
         state = {name.removeprefix('student.'): x for name, x in weights(average).items()
                  if not name.startswith('teacher.')}
         return restore(net, halved(state)), dict(curve=curve_of(losses))
-    trained, _ = load_or_train(path, net, settings | noise_of(process), train)
+    settings = dict(name=file, seed=0, steps=steps, lr=plan.lr) | noise_of(process)
+    trained, _ = load_or_train(path, net, settings, train)
     shutil.rmtree(run, ignore_errors=True)
     return trained
 
-# %% ../nbs/25_diffusevae.ipynb #6a0023fa
-def judge_of(
-    images: Images, # labelled
-    n: int, # images of a score
-    steps: int, # of the classifier
-) -> Callable: # score(x) of (n, H, W) classes -> dict
-    "FD with its error, KID, precision to coverage, and an inception score, on one classifier."
+# %% ../nbs/25_diffusevae.ipynb #8bc038b3
+def judge_of(images: Images, n: int, steps: int) -> Callable: # of a score; of the classifier
+    "score((n, H, W) classes) -> FD and its error, KID, precision to coverage, inception score."
     net = train_features(images.train, images.train_labels, images.K, steps=steps)
     half = len(images.test) // 2
     real, _ = features_of(net, images.test[half:half + n])
@@ -722,38 +653,30 @@ class Bench(NamedTuple):
     drafts: dict # kind: what a refiner reads, of plan.drawn drafts
     score: Callable
 
-# %% ../nbs/25_diffusevae.ipynb #c55c51ba
-def trained_vae(plan: Plan, images: Images, folders: tuple) -> VAE: # in eval mode
-    "The VAE of one size (V1). Raises the errors of fit."
-    from discdiff_nb.core import pixel_marginals
+# %% ../nbs/25_diffusevae.ipynb #3aad1d1c
+def prepare(plan: Plan, folders: tuple, log: Path) -> Bench:
+    "Data, VAE, drafts of three kinds, and the judge (V1). Raises the errors of fit."
+    images, g, n = DATASETS[plan.data](plan.K), torch.Generator().manual_seed(0), plan.drawn
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = ConvVAE(plan.K, tuple(images.train.shape[1:]), plan.latent, plan.vae)
     vae.bias.data.copy_(pixel_marginals(images.train, plan.K).log())
     process = OneStep(plan.K, plan.latent)
-    return kept_network(plan, 'vae', process, vae, images.train, {}, plan.steps['vae'], folders)
-
-def prepare(plan: Plan, folders: tuple, log: Path) -> Bench:
-    "Data, VAE, drafts of three kinds, and the judge (V1). Raises the errors of fit."
-    images, g = DATASETS[plan.data](plan.K), torch.Generator().manual_seed(0)
-    vae, n = trained_vae(plan, images, folders), plan.drawn
+    vae = kept_network(plan, 'vae', process, vae, images.train, {}, plan.steps['vae'], folders)
     z = encode_sample(vae, images.train, g)
-    mixture = fit_mixture(z[:20_000], plan.components)
     latents = dict(reconstructions=encode_sample(vae, images.test[:n], g),
                    prior=torch.randn(n, plan.latent, generator=g),
-                   mixture=draw_mixture(mixture, n, g))
+                   mixture=draw_mixture(fit_mixture(z[:20_000], plan.components), n, g))
     drafts = {kind: condition(vae, some, True) for kind, some in latents.items()}
     score, cond = judge_of(images, n, plan.judge), condition(vae, z, True)
-    return Bench(plan, folders, log, images, vae, z, cond, drafts, score)
+    bench = Bench(plan, folders, log, images, vae, z, cond, drafts, score)
+    once(log, 'real', lambda: score(images.test[:n]))
+    for kind, read in drafts.items():
+        x = to_classes(read['image'][..., 0], plan.K)
+        once(log, f'draft | {kind}', partial(score, x))
+    return bench
 
-# %% ../nbs/25_diffusevae.ipynb #5dec4095
-FORMS = {'form 1': (False, False), 'form 1, z': (False, True), # is the mean shifted? is z read?
-         'form 2': (True, False), 'form 2, z': (True, True)}
-
-def reads(cond: dict, latent: bool) -> dict: # without z where it is not read
-    "The part of the conditions that a network reads."
-    return cond if latent else {name: x for name, x in cond.items() if name != 'z'}
-
+# %% ../nbs/25_diffusevae.ipynb #2ea8cc1c
 def trained_form(bench: Bench, name: str, channels: int = 0) -> tuple: # process, network
     "One of FORMS, loaded or trained; 0 channels are those of the plan (V2, V3, V4)."
     plan, (shifted, latent) = bench.plan, FORMS[name]
@@ -767,7 +690,6 @@ def trained_form(bench: Bench, name: str, channels: int = 0) -> tuple: # process
                                  bench.images.train, reads(bench.cond, latent), steps,
                                  bench.folders)
 
-# %% ../nbs/25_diffusevae.ipynb #76cf36a4
 def trained_other(bench: Bench, name: str) -> tuple: # process, network
     "The chain that moves to the draft, or a twin on classes: 'absorbing', 'ordinal'."
     plan, x0 = bench.plan, bench.images.train
@@ -780,27 +702,11 @@ def trained_other(bench: Bench, name: str) -> tuple: # process, network
     return process, kept_network(plan, name, process, net, x0, bench.cond, plan.steps['other'],
                                  bench.folders)
 
-def add_rows(bench: Bench, name: str, process: Process, net: nn.Module, latent: bool) -> None:
-    "Scores of one refiner on drafts of each kind, for each number of calls."
-    for kind, cond in bench.drafts.items():
-        for calls in bench.plan.calls:
-            def scored(): return bench.score(refine(process, net, reads(cond, latent), calls))
-            once(bench.log, f'{name} | {kind} | {calls}', scored)
-
-# %% ../nbs/25_diffusevae.ipynb #bd5ec347
-def add_drafts(bench: Bench) -> None:
-    "Scores of the drafts themselves and of real images, and how much of a silhouette stays."
-    n, K = bench.plan.drawn, bench.plan.K
-    once(bench.log, 'real', lambda: bench.score(bench.images.test[:n]))
-    for kind, cond in bench.drafts.items():
-        def scored(): return bench.score(to_classes(cond['image'][..., 0], K))
-        once(bench.log, f'draft | {kind}', scored)
-
+# %% ../nbs/25_diffusevae.ipynb #0870398e
 def add_claims(bench: Bench, process: Gaussian, net: nn.Module) -> None:
     "Inversion, silhouettes, and components in the place of the latent (V7)."
-    plan, calls = bench.plan, bench.plan.calls[-1]
-    cond, mixture = bench.drafts['reconstructions'], bench.drafts['mixture']
-    few = {name: x[:50] for name, x in cond.items()}
+    plan, calls, mixture = bench.plan, bench.plan.calls[-1], bench.drafts['mixture']
+    few = {name: x[:50] for name, x in bench.drafts['reconstructions'].items()}
     def error(n):
         clean = to_levels(bench.images.test[:50], plan.K)
         return inversion_error(process, partial(net, **few), clean, n)
@@ -809,60 +715,68 @@ def add_claims(bench: Bench, process: Gaussian, net: nn.Module) -> None:
         x = to_levels(refine(process, net, mixture, calls), plan.K)
         return silhouette_overlap(mixture['image'][..., 0], x)
     once(bench.log, 'silhouette', overlap)
-    for k in sorted({2, plan.latent // 2, plan.latent}):
-        some = mixture | dict(z=projected(fit_pca(bench.z, k), mixture['z']))
-        once(bench.log, f'components | {k}', lambda: bench.score(refine(process, net, some, calls)))
     def early(x_t, t, image, z):
         return net(x_t, t, image=image, z=torch.where(t[:, None] > process.T / 2, z, 0.))
-    once(bench.log, 'components | early', lambda: bench.score(
-        refine(process, early, mixture, calls)))
+    def scored(net, z): return bench.score(refine(process, net, mixture | dict(z=z), calls))
+    for k in sorted({2, plan.latent // 2, plan.latent}):
+        z = fit_pca(bench.z, k).project(mixture['z'])
+        once(bench.log, f'components | {k}', partial(scored, net, z))
+    once(bench.log, 'components | early', partial(scored, early, mixture['z']))
 
 # %% ../nbs/25_diffusevae.ipynb #bb02efd4
 def onnx_files(bench: Bench, process: Gaussian, net: nn.Module, folder: Path) -> dict:
     "name -> file: the graph, and int8 and int4 made of it (V5). Raises DiscdiffError."
     cond = {name: x[:64] for name, x in bench.drafts['mixture'].items()}
-    shape, calls = cond['image'].shape[:-1], bench.plan.calls[-1]
+    shape, calls = cond['image'].shape[:-1], min(bench.plan.calls[-1], 25)
     t = torch.full(shape[:1], process.T)
     files = {name: folder / f'{name}.onnx' for name in ('onnx', 'int8', 'int8, T only', 'int4')}
     export_onnx(net, files['onnx'], torch.zeros(shape), t, cond)
-    def make(name, bits=8, only_T=False):
-        batches = calibration(process, net, cond, min(calls, 25), only_T)
+    for name, bits in (('int8', 8), ('int8, T only', 8), ('int4', 4)):
+        batches = calibration(process, net, cond, calls, only_T='only' in name)
         quantize_onnx(files['onnx'], files[name], batches, bits)
-    make('int8')
-    make('int8, T only', only_T=True)
-    make('int4', bits=4)
+    files['float32'] = folder / 'float32.safetensors'
+    save_tensors(files['float32'], weights(net), {})
     return files
 
+def add_rows(bench: Bench, name: str, process: Process, net: nn.Module, latent: bool) -> None:
+    "Scores of one refiner on drafts of each kind, for each number of calls."
+    for kind, cond in bench.drafts.items():
+        for calls in bench.plan.calls:
+            def scored(): return bench.score(refine(process, net, reads(cond, latent), calls))
+            once(bench.log, f'{name} | {kind} | {calls}', scored)
+
+# %% ../nbs/25_diffusevae.ipynb #5dec4095
+FORMS = {'form 1': (False, False), 'form 1, z': (False, True), # is the mean shifted? is z read?
+         'form 2': (True, False), 'form 2, z': (True, True)}
+def reads(cond: dict, latent: bool) -> dict: # without z where it is not read
+    "The part of the conditions that a network reads."
+    return cond if latent else {name: x for name, x in cond.items() if name != 'z'}
+
+def add_int8(bench: Bench, process: Gaussian, net: nn.Module, folder: Path, timed: Callable):
+    "Bytes, seconds of a call and scores of each way to compute (V5). Raises DiscdiffError."
+    calls, cond = bench.plan.calls[0], bench.drafts['mixture']
+    files, threads = onnx_files(bench, process, net, folder), torch.get_num_threads()
+    ways = {'float32': net, 'bfloat16': in_bf16(net)}
+    if bench.plan.steps['refiner'] >= 1000: ways['compiled'] = torch.compile(net)
+    ways |= {name: OnnxNet(file, net, threads) for name, file in files.items() if name != 'float32'}
+    part = {name: x[:100] for name, x in cond.items()}
+    x_t, t = torch.zeros(part['image'].shape[:-1]), torch.full((len(part['image']),), process.T)
+    def call(way):
+        with torch.no_grad(), evaluating(way): return way(x_t, t, **part)
+    took = timed({name: partial(call, way) for name, way in ways.items()})
+    for name, way in ways.items():
+        size = files[name].stat().st_size if name in files else None
+        about = dict(bytes=size, seconds=took[name], calls=calls)
+        def scored(): return bench.score(refine(ddim(process), way, cond, calls)) | about
+        once(bench.log, f'way | {name}', scored)
+
+# %% ../nbs/25_diffusevae.ipynb #e10f8db2
 def in_bf16(net: nn.Module) -> Callable: # out = net(x_t, t, **cond), float32
     "A network whose layers compute in bfloat16."
     def call(x_t, t, **cond):
         with torch.autocast(x_t.device.type, torch.bfloat16): return net(x_t, t, **cond).float()
     return call
 
-# %% ../nbs/25_diffusevae.ipynb #292ddc16
-def add_int8(bench: Bench, process: Gaussian, net: nn.Module, folder: Path, timed) -> None:
-    "Bytes, seconds of a call and scores of each way to compute (V5). Raises DiscdiffError."
-    calls, cond = bench.plan.calls[0], bench.drafts['mixture']
-    ways = {'float32': net, 'bfloat16': in_bf16(net)}
-    if bench.plan.steps['refiner'] >= 1000: ways['compiled'] = torch.compile(net)
-    files = onnx_files(bench, process, net, folder)
-    threads = torch.get_num_threads()
-    ways |= {name: OnnxNet(file, net, threads) for name, file in files.items()}
-    save_tensors(folder / 'float32.safetensors', weights(net), {})
-    size = {name: file.stat().st_size for name, file in files.items()}
-    size['float32'] = (folder / 'float32.safetensors').stat().st_size
-    x_t, t = torch.zeros(cond['image'].shape[:-1])[:100], torch.full((100,), process.T)
-    part = {name: x[:100] for name, x in cond.items()}
-    t = t[:len(x_t)]
-    def call(way):
-        with torch.no_grad(), evaluating(way): return way(x_t, t, **part)
-    took = timed({name: partial(call, way) for name, way in ways.items()})
-    for name, way in ways.items():
-        found = bench.score(refine(ddim(process), way, cond, calls))
-        about = dict(bytes=size.get(name), seconds=took[name], calls=calls)
-        once(bench.log, f'way | {name}', lambda: found | about)
-
-# %% ../nbs/25_diffusevae.ipynb #cd579137
 def add_students(bench: Bench, process: Gaussian, net: nn.Module) -> None:
     "Four halvings from 64 steps, and DDIM in as few steps without them (V6)."
     plan, cond = bench.plan, bench.drafts['mixture']
@@ -873,7 +787,7 @@ def add_students(bench: Bench, process: Gaussian, net: nn.Module) -> None:
         n = chain.T // 2
         short = Halving(plan.K, thinned(chain, n).schedule, 'v')
         student = Strided(copy.deepcopy(teacher.net), process.T // n).requires_grad_(True)
-        def lesson(student, teacher=teacher, chain=chain): return Lesson(student, teacher, chain)
+        lesson = partial(Lesson, teacher=teacher, process=chain)
         trained = kept_network(plan, f'student{n}', short, student, bench.images.train, bench.cond,
                                plan.steps['student'], bench.folders, lesson)
         once(bench.log, f'steps | student | {n}', partial(scored, short, trained))
@@ -881,53 +795,42 @@ def add_students(bench: Bench, process: Gaussian, net: nn.Module) -> None:
         once(bench.log, f'steps | DDIM | {n}', partial(scored, *plain))
         chain, teacher = thinned(chain, n), trained
 
+# %% ../nbs/25_diffusevae.ipynb #12f9bce0
 def add_gallery(bench: Bench, process: Gaussian, net: nn.Module) -> None:
-    "Drafts and what becomes of them, and a row along each of two components; made once."
+    "Drafts and what becomes of them; rows between images and along directions (V4, V7)."
     path = bench.folders[0] / f'diffusevae_{bench.plan.size}_drawn.safetensors'
     if path.is_file(): return
-    made, calls = {}, bench.plan.calls[-1]
+    made, calls, z = {}, bench.plan.calls[-1], bench.z
     for kind, cond in bench.drafts.items():
         ten = {name: x[:10] for name, x in cond.items()}
         made[f'{kind}, draft'] = to_classes(ten['image'][..., 0], bench.plan.K)
         made[f'{kind}, refined'] = refine(process, net, ten, calls)
-    made |= strips(bench, process, net, calls)
+    way, pca = torch.linspace(-3, 3, 7), fit_pca(z, 2)
+    brighter = direction(z, bench.images.train.double().mean((1, 2)))
+    rows = {'from one to the other': torch.lerp(z[0], z[1], (way[:, None] + 3) / 6),
+            'component 1': pca.along(z[0], 0, way), 'component 2': pca.along(z[0], 1, way),
+            'brightness': z[0] + way[:, None] * brighter}
+    for name, row in rows.items():
+        cond, noise = condition(bench.vae, row, True), shared_noise(7, seed=1)
+        shape = tuple(cond['image'].shape[:-1])
+        made[name] = generate(measured(process), partial(net, **cond), shape, calls, noise)
     save_tensors(path, {name: x.to(torch.uint8) for name, x in made.items()}, dict(calls=calls))
 
-# %% ../nbs/25_diffusevae.ipynb #1f9ffb2c
-def refined_row(bench: Bench, process: Gaussian, net: nn.Module, z: Tensor, calls: int) -> Tensor:
-    "Images of several latents, from one noise (V4)."
-    cond = condition(bench.vae, z, True)
-    shape, g = tuple(cond['image'].shape[:-1]), shared_noise(len(z), 1)
-    return generate(measured(process), partial(net, **cond), shape, calls, g)
-
-def strips(bench: Bench, process: Gaussian, net: nn.Module, calls: int) -> dict:
-    "name -> (7, H, W): between two images, along a component, along brightness (V4, V7)."
-    z, train = bench.z, bench.images.train
-    way = torch.linspace(-3, 3, 7)
-    pca, a, b = fit_pca(z, 2), z[0], z[1]
-    brighter = direction(z, train.double().mean((1, 2)))
-    rows = {'from one to the other': interpolate(a, b, 7), 'component 1': along(pca, a, 0, way),
-            'component 2': along(pca, a, 1, way), 'brightness': a + way[:, None] * brighter}
-    return {name: refined_row(bench, process, net, row, calls) for name, row in rows.items()}
-
-# %% ../nbs/25_diffusevae.ipynb #a24f02a9
+# %% ../nbs/25_diffusevae.ipynb #d4ea2ea8
 def study(
-    plan: Plan, # sizes
-    folders: tuple, # where networks are kept; where they are trained
-    log: Path, # of all answers
+    plan: Plan, folders: tuple, log: Path, # sizes; kept networks, checkpoints; of all answers
     graphs: Path, # folder of the .onnx files
     timed: Callable, # timed({name: call}) -> {name: seconds}, such as `seconds` of chapter 26
 ) -> tuple: # the log; the bench; process and network of form 1 with z
     "Everything at one size; what is in the log stays. Raises the errors of fit."
     started, bench = time.time(), prepare(plan, folders, log)
-    add_drafts(bench)
     for name, (_, latent) in FORMS.items():
         add_rows(bench, name, *trained_form(bench, name), latent)
     for name in ('moving', 'absorbing', 'ordinal'):
         add_rows(bench, name, *trained_other(bench, name), True)
-    process, net = trained_form(bench, 'form 1, z')
     smaller = trained_form(bench, 'form 1, z', max(8, plan.channels // 2))
     add_rows(bench, 'half the channels', *smaller, True)
+    process, net = trained_form(bench, 'form 1, z')
     add_claims(bench, process, net)
     add_students(bench, process, net)
     if 'way | int4' not in read_results(log):
