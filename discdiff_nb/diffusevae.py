@@ -239,7 +239,7 @@ def moving_eta(
     kappa: float, # noise at the draft, in levels
     power: float = 0.3, # below 1: the middle is reached early
 ) -> Tensor: # (T+1,) from 0 up to .999, float64
-    "How far the mean has moved (Yue et al. 2023, eq. 14)."
+    "How far the mean has moved (Yue et al. 2023)."
     first = min((0.04 / kappa) ** 2, 0.001)
     way = (torch.arange(T, dtype=torch.float64) / (T - 1)) ** power
     return torch.cat([torch.zeros(1), first * (0.999 / first) ** way])
@@ -277,7 +277,7 @@ def moving_posterior(
     t: Tensor, # (B,) times 1..T
     s: Tensor, # (B,) times below t
 ) -> tuple: # mean (B, ...) and variance (B, 1, ...) of q(x_s | x_t, x_0), float64
-    "The posterior of the chain that moves to the draft (Yue et al. 2023, eq. 6)."
+    "The posterior of the chain that moves to the draft (Yue et al. 2023)."
     eta_s, eta_t = (gather_t(process.eta, u, x_t.ndim) for u in (s, t))
     ratio = eta_s / eta_t
     return ratio * x_t + (1 - ratio) * clean, process.kappa ** 2 * ratio * (eta_t - eta_s)
