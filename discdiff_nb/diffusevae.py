@@ -30,8 +30,8 @@ from .checkpoints import (ASSETS, asset, digest, halved, restore,
 
 # %% ../nbs/25_diffusevae.ipynb #8826dee3
 from .core import (CheckpointError, DataError, DiscdiffError,
-                              NotFiniteError, Process, Schedule, ShapeError, checked,
-                              cosine_schedule, evaluating, gather_t, generate,
+                              NotFiniteError, Process, Schedule, ShapeError, check_t,
+                              checked, cosine_schedule, evaluating, gather_t, generate,
                               pixel_marginals, randn, step_times, sum_positions, trajectory)
 from .data import DATASETS, Images
 from .gaussian import (Gaussian, jump, posterior, predicted_x0, reverse_step,
@@ -303,6 +303,7 @@ def from_draft(
     "Truncated sampling: the chain from the noised draft on. Raises TimeError, NotFiniteError."
     times = step_times(start, steps)
     t = torch.full((len(draft),), start, device=draft.device)
+    check_t(t, process.T)
     scale, var = jump(process.schedule, 0 * t, t, draft.ndim)
     noise = randn(draft.shape, generator, draft.device, torch.float32)
     x_t = (scale * draft + var.sqrt() * noise).float()
@@ -596,7 +597,7 @@ class Plan:
     calls: tuple # of the network for an image
     judge: int # steps of the classifier
 
-TINY = Plan('tiny', 'digits', 9, 64, 4, 8, 4, 8, (1, 2), dict(vae=60, refiner=16, other=6,
+TINY = Plan('tiny', 'digits', 9, 64, 4, 8, 4, 8, (1, 2), dict(vae=120, refiner=24, other=4,
             student=3), 4e-3, 'no', drawn=90, calls=(2, 4), judge=40)
 KEPT = Plan('kept', 'fashion_mnist', 16, 1024, 32, 32, 40, 32, (1, 2, 2), dict(vae=8000,
             refiner=12_000, other=6000, student=2000), 2e-3, 'bf16', 1000, (10, 25, 100), 900)
@@ -809,7 +810,8 @@ def add_gallery(bench: Bench, process: Gaussian, net: nn.Module) -> None:
     for kind, cond in bench.drafts.items():
         ten = {name: x[:10] for name, x in cond.items()}
         made[f'{kind}, draft'] = to_classes(ten['image'][..., 0], bench.plan.K)
-        made[f'{kind}, refined'] = refine(process, net, ten, calls)
+        for n in (1, 2, 5, 10, 25, 100):
+            if n <= process.T: made[f'{kind}, {n} steps'] = refine(process, net, ten, n)
     way, pca = torch.linspace(-3, 3, 7), fit_pca(z, 2)
     brighter = direction(z, bench.images.train.double().mean((1, 2)))
     rows = {'from one to the other': torch.lerp(z[0], z[1], (way[:, None] + 3) / 6),
