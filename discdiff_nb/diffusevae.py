@@ -48,8 +48,9 @@ from .vae import VAE, kl_diagonal, log_likelihood, reparametrize
 
 # %% ../nbs/25_diffusevae.ipynb #89b4116a
 def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential: # channels; 2 halves the sides
-    "A convolution and its activation."
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1), nn.SiLU())
+    "A convolution, normalized: without that the latent hardly moves a fresh decoder's answer."
+    layer = nn.Conv2d(c_in, c_out, 3, stride, 1)
+    return nn.Sequential(layer, nn.GroupNorm(8, c_out), nn.SiLU())
 
 def conv_encoder(shape: tuple, latent: int, c: int) -> nn.Sequential: # c channels at full size
     "(B, H * W) levels to (B, 2 * latent): mean and log-variance."
@@ -598,7 +599,7 @@ class Plan:
     judge: int # steps of the classifier
 
 TINY = Plan('tiny', 'digits', 9, 64, 4, 8, 4, 8, (1, 2), dict(vae=120, refiner=24, other=4,
-            student=3), 4e-3, 'no', drawn=90, calls=(2, 4), judge=40)
+            student=3), 1e-2, 'no', drawn=90, calls=(2, 4), judge=40)
 KEPT = Plan('kept', 'fashion_mnist', 16, 1024, 32, 32, 40, 32, (1, 2, 2), dict(vae=8000,
             refiner=12_000, other=6000, student=2000), 2e-3, 'bf16', 1000, (10, 25, 100), 900)
 
