@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['windows_of', 'random_patches', 'medoids', 'means', 'with_blank', 'distances', 'check_bank', 'places_of',
            'check_parts', 'paste', 'painting', 'painted', 'grid_parse', 'soft_parse', 'grid_painted', 'grid_as_parts',
-           'parse_naive', 'parse', 'canonical_order', 'Terms', 'objective_terms', 'terms_of', 'one_hot_through',
+           'parse_naive', 'parse', 'canonical_order', 'Terms', 'objective_terms', 'terms_of', 'draw_through',
            'PartsBound', 'PartsNet', 'encoded', 'decoded', 'source_schedule', 'information_left', 'PartsTransformer',
            'shares', 'prior_hole']
 
@@ -66,6 +66,7 @@ def medoids(
     try: import kmedoids # here: it is optional
     except ImportError as e:
         raise DataError('kmedoids is not installed: pip install kmedoids') from e
+    if K >= len(patches): raise DataError(f'{K} medoids of {len(patches)} patches: take fewer')
     flat = patches.flatten(1).double()
     squared = torch.cdist(flat, flat).square().round().float()
     found = kmedoids.fasterpam(squared.numpy(), K, random_state=seed, n_cpu=1)
@@ -103,14 +104,17 @@ def distances(
 # %% ../nbs/24_diffusedraw.ipynb #d24a0025
 def check_bank(
     bank: Tensor, # (K, size, size) integer levels, the first patch blank
+    x: Tensor | None = None, # (B, H, W) integer levels
 ) -> None:
-    "Raise ShapeError, DtypeError or DataError unless this is a bank of patches."
+    "Raise ShapeError, DtypeError or DataError unless these are a bank, and images."
     if bank.ndim != 3 or bank.shape[1] != bank.shape[2] or len(bank) < 2:
         raise ShapeError(f'the bank has shape {tuple(bank.shape)}; '
                          'give (K, size, size), at least 2 square patches')
     if bank.is_floating_point():
         raise DtypeError(f'the bank is of {bank.dtype}; levels are integers: bank.round().long()')
     if bank[0].any(): raise DataError('patch 0 is not blank: with_blank puts one there')
+    if x is not None and (x.ndim != 3 or x.is_floating_point()):
+        raise DtypeError(f'images {tuple(x.shape)} of {x.dtype}; give (B, H, W) integer levels')
 
 def places_of(
     shape: tuple, # (H, W) of the canvas
@@ -172,7 +176,7 @@ def grid_parse(
     bank: Tensor, # (K, size, size) levels
 ) -> Tensor: # (B, rows, columns) int64: the nearest patch of each cell
     "Parse by grid (D-parts). Raises ShapeError, the errors of check_bank."
-    check_bank(bank)
+    check_bank(bank, x)
     size = bank.shape[-1]
     nearest = distances(x, bank, size).argmin(-1)
     return nearest.view(len(x), x.shape[1] // size, x.shape[2] // size)
@@ -183,7 +187,8 @@ def soft_parse(
     tau: float, # width in levels, above 0; towards 0 it becomes the parse by grid
 ) -> Tensor: # (B, rows, columns, K) log-probabilities
     "The heuristic log p_h(z | x): near patches are likely (D10). Raises as grid_parse."
-    check_bank(bank)
+    check_bank(bank, x)
+    if tau <= 0: raise DataError(f'tau = {tau}; the width of the hint is above 0')
     size = bank.shape[-1]
     log_h = (-distances(x, bank, size) / (2 * tau ** 2)).log_softmax(-1)
     return log_h.view(len(x), x.shape[1] // size, x.shape[2] // size, -1)
@@ -237,7 +242,7 @@ def parse(
     stride: int, # pixels from one place to the next
 ) -> Tensor: # (B, n, 3) z_is, z_loc, z_id; zeros once nothing helps
     "The greedy parse from one table and box sums (D-parts). Raises as grid_parse."
-    check_bank(bank)
+    check_bank(bank, x)
     size, canvas, parts = bank.shape[-1], torch.zeros_like(x).flatten(1), []
     places = places_of(x.shape[1:], size, stride).to(x.device)
     table = distances(x, bank, stride)
@@ -259,7 +264,8 @@ def canonical_order(
     z: Tensor, # (B, n, 3) z_is, z_loc, z_id
     places: Tensor, # (L, size * size) of places_of
 ) -> Tensor: # (B, n, 3): the same canvas; parts that are not drawn come last
-    "Of all orders that paint the same canvas, the first by place (D-parts)."
+    "Of all orders that paint the same canvas, the first by place (D-parts). Raises ClassError."
+    check_classes(z[..., 1], len(places), 'z_loc')
     drawn, place, (n, L) = z[..., 0] == 1, z[..., 1].long(), (z.shape[1], len(places))
     covers = F.one_hot(places, int(places.max()) + 1).sum(1).float()
     overlap = (covers @ covers.T > 0)[place[:, :, None], place[:, None]]
@@ -287,7 +293,11 @@ def objective_terms(
     log_prior: Tensor, # (rows, columns, K) of independent cells
     log_h: Tensor, # (B, rows, columns, K) of soft_parse
 ) -> Terms:
-    "NP-DRAW's objective is -(nll + kl_prior + kl_parse) (D10)."
+    "NP-DRAW's objective is -(nll + kl_prior + kl_parse) (D10). Raises ShapeError."
+    shapes = [tuple(log_p.shape[-3:]) for log_p in (log_q, log_prior, log_h)]
+    if len(set(shapes)) > 1:
+        raise ShapeError(f'encoder, prior and hint have cells and patches {shapes}: '
+                         'take one bank for all of them')
     kl_prior = kl_categorical(log_q, log_prior).flatten(1).sum(1)
     kl_parse = kl_categorical(log_h, log_q).flatten(1).sum(1)
     return Terms(-log_p_x, kl_prior, kl_parse)
@@ -305,12 +315,15 @@ def terms_of(
     log_p_x = log_likelihood(logits_x, x0)
     return objective_terms(log_q, log_p_x, process.log_prior.to(log_q), log_h)
 
-def one_hot_through(
-    logits: Tensor, # (..., K)
-) -> Tensor: # (..., K) one-hot, with the softmax's gradient
-    "The largest logit; backwards as if it were the softmax (Jang et al. 2017)."
-    p = logits.softmax(-1)
-    hard = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(p)
+def draw_through(
+    logits: Tensor, # (B, ..., K) of q
+    noise: Tensor, # (B, ..., K) Gumbel noise
+) -> Tensor: # (B, ..., K) one-hot, with the softmax's gradient
+    "A draw; backwards as if it were the softmax (Jang et al. 2017). Raises ShapeError."
+    if logits.shape != noise.shape:
+        raise ShapeError(f'logits {tuple(logits.shape)}, noise {tuple(noise.shape)}: take one bank')
+    p = (logits + noise).softmax(-1)
+    hard = F.one_hot(p.argmax(-1), p.shape[-1]).to(p)
     return hard + p - p.detach()
 
 # %% ../nbs/24_diffusedraw.ipynb #d24a0054
@@ -353,12 +366,14 @@ class PartsNet(nn.Module):
         self.encoder = nn.Sequential(*layers, nn.Conv2d(2 * c, len(bank), 1))
         self.decoder = UNet(K, None, shape, c, (1, 2), dropout=0., real=True)
     def encode(self, x0): # (B, H, W) classes to (B, rows, columns, K_bank) logits
+        if tuple(x0.shape[1:]) != self.shape:
+            raise ShapeError(f'images of {tuple(x0.shape[1:])}; this network reads {self.shape}')
         return self.encoder(2 * x0[:, None].to(self.bank) / (self.K - 1) - 1).movedim(1, -1)
     def decode(self, canvas): return self.decoder(2 * canvas - 1) # (B, H, W) 0..1 to (..., K)
     def forward(self, x_t, t=None):
         x0, noise = x_t
         logits, size = self.encode(x0), self.bank.shape[-1]
-        patches = one_hot_through(logits + noise) @ self.bank.flatten(1)
+        patches = draw_through(logits, noise) @ self.bank.flatten(1)
         canvas = rearrange(patches, 'b r c (h w) -> b (r h) (c w)', h=size)
         return logits, self.decode(canvas)
 
@@ -434,8 +449,10 @@ def prior_hole(
     drawn: Tensor, # (M, rows, columns) of a prior
     K: int, # classes
 ) -> dict: # total variations: mean over the cells; pairs of neighbours
-    "The mismatch of a prior and the aggregate posterior. Raises ClassError."
+    "The mismatch of a prior and the aggregate posterior. Raises ClassError, ShapeError."
     for name, classes in (('z', z), ('drawn', drawn)): check_classes(classes, K, name)
+    if z.shape[1:] != drawn.shape[1:]:
+        raise ShapeError(f'grids of {tuple(z.shape[1:])} and {tuple(drawn.shape[1:])}')
     (cells, pairs), (cells_p, pairs_p) = shares(z.long(), K), shares(drawn.long(), K)
     apart = (cells - cells_p).abs().sum(-1) / 2
     return dict(marginals=apart.mean().item(), pairs=(pairs - pairs_p).abs().sum().item() / 2)
