@@ -133,3 +133,47 @@ def test_the_weight_counts_in_training_only():
     assert torch.equal(light.L_t(out, X, x_t, t), heavy.L_t(out, X, x_t, t))
     terms = light.terms(out, X)
     assert torch.allclose(heavy.loss(out, X, x_t, t) - light.loss(out, X, x_t, t), 49 * terms.kl_parse)
+
+
+def test_the_hint_is_a_gaussian_of_width_tau():
+    "The ratio of two patches is exp of the difference of their squared distances over 2 tau^2."
+    distance = draw.distances(X, BANK, 2).view(3, 3, 3, -1)
+    for tau in (0.7, 3.):
+        log_h = draw.soft_parse(X, BANK, tau)
+        want = (distance[..., :1] - distance) / (2 * tau ** 2)
+        assert torch.allclose(log_h - log_h[..., :1], want, atol=1e-4)
+        assert torch.allclose(log_h.exp().sum(-1), torch.ones(3, 3, 3), atol=1e-5)
+
+
+def test_draws_of_the_encoder_follow_q_and_the_decoder_rounds_its_mean():
+    network, g = net(), torch.Generator().manual_seed(0)
+    with torch.no_grad(): q = network.encode(X[:1]).softmax(-1)
+    drawn = draw.encoded(network, X[:1].expand(4000, 6, 6), g)
+    shares = torch.nn.functional.one_hot(drawn, 6).float().mean(0)
+    assert (shares - q[0]).abs().max() < 5 * (0.25 / 4000) ** 0.5
+    canvas = draw.grid_painted(drawn[:5], BANK)
+    network.decoder.last.bias.data = torch.arange(9.)  # with zero weights: the same logits everywhere
+    level = (torch.arange(9.).softmax(0) * torch.arange(9)).sum().round()
+    assert (draw.decoded(network, canvas) == level).all()
+
+
+def test_the_source_schedule_is_a_straight_line_up_to_its_cap():
+    beta = draw.source_schedule(1000).beta
+    assert beta[0] == 0 and beta[1] == 0.02 and beta[-1] == 0.5
+    line = 0.02 + 0.98 * torch.arange(1000, dtype=torch.float64) / 999
+    assert torch.allclose(beta[1:][line < 0.5], line[line < 0.5], atol=1e-12) and (beta[1:][line >= 0.5] == 0.5).all()
+
+
+@pytest.mark.parametrize('a', [1., 0.6, 0.02])
+def test_information_left_against_the_table_of_pairs(a):
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    pairs = p[:, None] * (a * torch.eye(3).double() + (1 - a) / 3)
+    information = torch.xlogy(pairs, pairs / (pairs.sum(1, keepdim=True) * pairs.sum(0))).sum()
+    found = draw.information_left(torch.tensor([a]).double(), p)[0]
+    assert torch.allclose(found, information / -torch.xlogy(p, p).sum(), atol=1e-12)
+
+
+def test_the_hole_of_two_small_sets_by_hand():
+    z, drawn = torch.tensor([[[0, 1]], [[1, 1]]]), torch.tensor([[[0, 0]], [[0, 1]]])
+    found = draw.prior_hole(z, drawn, 2)  # cells (1/2, 1/2), (0, 1) against (1, 0), (1/2, 1/2); pairs 01 11 against 00 01
+    assert found == dict(marginals=0.5, pairs=0.5)
