@@ -530,6 +530,9 @@ def machine(
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7501
 ASSETS = {
+    'diffusedraw_bank_fashion32.safetensors': 'a54968c4b5ec15acce1ca40671ed320d',
+    'diffusedraw_bank_mnist32.safetensors': '77c3ea0441dd4af5c804140f2d785fb7',
+    'diffusedraw_kept.json': '10a335c4276b060402113bdb1bd47668',
     'digits.json': 'c5eece70955f22257a2d04fc36b65754',
     'digits_absorbing.safetensors': 'c26ba4260ac2c896dc9b104649f28ad3',
     'digits_gaussian.safetensors': '646dc4738d9a7449a27eb56da7971504',
@@ -547,13 +550,13 @@ ASSETS = {
     'fashion_mnist_full_ordinal_16.safetensors': '93b1532cd98bba374e9bfa182291232e',
     'fashion_mnist_full_scores.json': 'e16ec5e0ebe9dd05fc3c60ebb20cec45',
     'fashion_mnist_full_uniform_16.json': '7652735a5680371d413c8056632672cd',
-    'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
-    'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
-    'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7502
 ASSETS |= {
+    'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
+    'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
+    'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
     'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
     'fashion_mnist_small_Gaussian-simple_16.safetensors': 'f96825273cf804dfcca7500c887eedd3',
     'fashion_mnist_small_Gaussian_16.safetensors': '2250f3de0f09af92d35dc5739ef31358',
@@ -571,13 +574,13 @@ ASSETS |= {
     'text_full_novels27_absorbing.json': '4112eb9f3dd15d3752804e2febe852f1',
     'text_full_novels27_absorbing.safetensors': '0bc35d50af8753103608276e9a2cb20b',
     'text_kept_novels27.json': '46141822e7c62e7602b1305995240fdf',
-    'text_small_novels27.json': '3dce63ec3c280fa2917bbf5abca95d7d',
-    'text_small_novels27_absorbing.safetensors': 'a99ab65ffb637e8a50f7c89dbf4a78db',
-    'text_small_novels27_autoregressive.safetensors': '1a84b2b873c7877cabcf8f527739b30a',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7503
 ASSETS |= {
+    'text_small_novels27.json': '3dce63ec3c280fa2917bbf5abca95d7d',
+    'text_small_novels27_absorbing.safetensors': 'a99ab65ffb637e8a50f7c89dbf4a78db',
+    'text_small_novels27_autoregressive.safetensors': '1a84b2b873c7877cabcf8f527739b30a',
     'text_small_novels27_neighbour.safetensors': 'ee8312d95d00bdb8571a11e80f6105fe',
     'text_small_novels27_uniform.safetensors': 'c6b24a56c65012e9f1b06e02692b10f3',
 }
