@@ -57,7 +57,8 @@ setup(
     packages=find_packages(include=[lib, lib + '.*']),
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'fid': cfg['fid_requirements'].split()},
+    extras_require={'dev': cfg['dev_requirements'].split(), 'fid': cfg['fid_requirements'].split(),
+                    'captions': cfg['captions_requirements'].split()},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f'{lib}={lib}._modidx:d'],

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from .checkpoints import asset, load_tensors
 from .core import ClassError, DataError, ShapeError
-from .data import DATASETS, Images, data_root
+from .data import Images, data_root
 from .layouts import PAIRS, Pairs, check_halves, shape_pairs
 
 # %% ../nbs/28_streets.ipynb #28b00012
@@ -328,5 +328,3 @@ def layouts_alone(
     train, test = spread(data.train[1], 1), spread(data.test[1], 2)
     return Images('layouts', train, test, torch.zeros(len(train)).long(),
                   torch.zeros(len(test)).long(), K)
-
-DATASETS['layouts'] = layouts_alone
