@@ -696,11 +696,11 @@ def score_pairs(
 # %% ../nbs/22_layouts.ipynb #22a00057
 SHAPES = dict(channels=32, multipliers=[1, 2, 2], attention=[12, 6], dropout=0.)
 PLAIN = dict(channels=32, multipliers=[1, 2, 2], dropout=0.)
-STREETS = dict(channels=48, multipliers=[1, 2, 2], attention=[8], dropout=0.1)
+STREETS = dict(channels=40, multipliers=[1, 2, 2], attention=[8], dropout=0.1)
 TWO, CAPTIONED, CAMVID_DATA = ('first', PLAIN), ('shapes', SHAPES), ('camvid', STREETS)
 
 def kept_jobs(
-    steps: int = 9000, # of the pair with captions
+    steps: int = 7000, # of the pair with captions
 ) -> dict: # name: Job
     "The networks of the size `kept`: at most an hour each on two CPU cores."
     def job(name, of, task, steps, drop=0.1, **more):
@@ -709,11 +709,11 @@ def kept_jobs(
     street = dict(batch_size=32, lr=1e-3)
     return dict(
         first=job('first', TWO, 'pair', 2 * steps, drop=0.),
-        read_first=job('read_first', TWO, 'segmenter', steps // 9, drop=0.),
+        read_first=job('read_first', TWO, 'segmenter', steps // 7, drop=0.),
         pair=job('pair', CAPTIONED, 'pair', steps),
         image=job('image', CAPTIONED, 'image', steps),
         layout=job('layout', CAPTIONED, 'layout', steps // 2),
         painter=job('painter', CAPTIONED, 'painter', steps // 2),
-        read=job('read', CAPTIONED, 'segmenter', steps // 9, drop=0.),
-        camvid=job('camvid', CAMVID_DATA, 'pair', steps // 2, watched=64, **street),
-        read_camvid=job('read_camvid', CAMVID_DATA, 'segmenter', steps // 9, drop=0., **street))
+        read=job('read', CAPTIONED, 'segmenter', steps // 7, drop=0.),
+        camvid=job('camvid', CAMVID_DATA, 'pair', steps // 3, watched=64, **street),
+        read_camvid=job('read_camvid', CAMVID_DATA, 'segmenter', steps // 7, drop=0., **street))
