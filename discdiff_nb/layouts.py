@@ -682,15 +682,17 @@ def score_pairs(
     "Scores of drawn pairs (K24). Raises the errors of the metrics."
     data, classes = judge.data, len(judge.data.classes)
     check_halves(x, y, data.K, classes, data.test[1].shape[1:])
+    read = read_layout(judge.segmenter, x, data.K).cpu()
+    x, y = x.cpu(), y.cpu() # as the data are
     def features(z): return features_of(judge.features, gray(z))[0]
     def flat(z): return z.flatten(1).double()
-    read = read_layout(judge.segmenter, x, data.K)
     copies = copying(flat(x), flat(data.train[0][:5000]), flat(data.test[0]))
     found = dict(agreement=miou(read, y, classes, judge.ignore),
                  FD=frechet_distance(features(data.test[0]), features(x)),
                  FSD=fsd(data.test[1], y, classes), copies=copies['u'])
     if 'text' in cond:
-        found |= {name: f.mean() for name, f in facts_found(cond['text'], x, y).items()}
+        facts = facts_found(cond['text'].cpu(), x, y)
+        found |= {name: f.mean() for name, f in facts.items()}
     return {name: float(value) for name, value in found.items()} | {'copies z': copies['z']}
 
 # %% ../nbs/22_layouts.ipynb #22a00057

@@ -2,6 +2,7 @@
 lay them out, and the guided bound of a tiny pair against enumeration and quadrature."""
 import math
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -328,7 +329,7 @@ def test_camvid_from_a_file_of_arrays(tmp_path):
 
 def test_embeddings_without_their_packages(monkeypatch):
     "What is kept needs no package; what is not says what to install."
-    monkeypatch.chdir('nbs')
+    monkeypatch.chdir(Path(__file__).resolve().parent.parent / 'nbs')
     known = caption_vectors(['a street with building, road and pavement'] * 2)
     assert known.shape == (2, 384) and (known.norm(dim=1) - 1).abs().max() < 1e-2
     monkeypatch.setitem(__import__('sys').modules, 'sentence_transformers', None)
