@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 from test_joint_exact import P, exact_bound, generated, seeded, share, tiny
 
-from discdiff_nb.core import ClassError, DataError, DtypeError, NotFiniteError, ShapeError, TimeError, elbo, generate
-from discdiff_nb.joint import bayes_model, given_x, given_y
-from discdiff_nb.layouts import (LENGTH, PAIRS, WORDS, PairNet, Segment, captioned_shapes, check_halves, decode_captions, encode_captions,
+from discdiff_nb.core import (ClassError, DataError, DtypeError, NotFiniteError, Schedule, ShapeError, TimeError, elbo, generate,
+                              linear_schedule)
+from discdiff_nb.gaussian import Gaussian
+from discdiff_nb.joint import Joint, bayes_model, given_x, given_y
+from discdiff_nb.layouts import (LENGTH, PAIRS, WORDS, OneHalf, PairNet, Segment, captioned_shapes, check_halves, decode_captions, encode_captions,
                                  facts_found, guided_pair, measured_pair, mix_times, repaint, run_task, score_pairs, shape_pairs,
                                  shapes_process, task_data)
+from discdiff_nb.multinomial import Multinomial
 from discdiff_nb.oracle import judge_counts
 from discdiff_nb.runs import Job
 from discdiff_nb.sampling import push_levels, push_logits
@@ -136,10 +139,6 @@ class Told:
 @pytest.mark.parametrize('weights', [(1., 1.), (2.5, 2.5), (3., 1.), (0.5, 4.)])
 def test_the_guided_bound_of_a_tiny_pair(weights):
     "K22, K24: elbo under guidance against an integral over x_1, x_2 and a sum over y_1, y_2 (4 standard errors)."
-    from discdiff_nb.core import Schedule
-    from discdiff_nb.gaussian import Gaussian
-    from discdiff_nb.joint import Joint
-    from discdiff_nb.multinomial import Multinomial
     short = Joint(Gaussian(4, Schedule([0, 0.3, 0.6]), predict='x0'), Multinomial(3, Schedule([0, 0.2, 0.7])))
     network = Told(conditional(short)[0], weights)
     want = exact_bound(short, network, [(0, 0), (2, 1)])
@@ -205,6 +204,17 @@ def test_repeated_steps_come_nearer_to_the_conditional():
     once, often = error(1), error(6)
     exact = share(generated(process, model, known={0: 0}, n=601).sum(1))
     assert abs(once - (exact - true).abs().sum() / 2) < 0.015 and often < 0.7 * once
+
+
+def test_each_half_pays_for_its_own_prior():
+    "K22: under schedules that end short of pure noise, L_T splits as the other terms do."
+    pair = Joint(Gaussian(16, linear_schedule(5, 0.1, 0.3)), Multinomial(4, linear_schedule(5, 0.1, 0.2)))
+    z0 = captioned_shapes(3, 0, 8)[:2]
+    image, layout = (OneHalf(pair, i).L_T(z0) for i in (0, 1))
+    close(image, pair.x.L_T(z0[0]))
+    close(layout, pair.y.L_T(z0[1]))
+    close(image + layout, pair.L_T(z0))
+    assert (layout > 1).all() and (image - layout).abs().min() > 1
 
 
 def test_measured_pairs_cut_off_the_image_only():
