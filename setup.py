@@ -57,7 +57,7 @@ setup(
     packages=find_packages(include=[lib, lib + '.*']),
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'fid', 'onnx', 'draw')},
+    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'fid', 'onnx', 'draw', 'captions')},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f'{lib}={lib}._modidx:d'],

@@ -568,16 +568,17 @@ ASSETS |= {
     'fashion_mnist_small_uniform_16.safetensors': '4722a15d220c478c2d596ed3cf2a7634',
     'fashion_mnist_small_uniform_256.safetensors': 'a15d17d601a67d65d5ddfdd81c0ef1c1',
     'joint_shapes.json': '8a38d3e9b91a6c5b26f99c03d6301c6a',
-    'joint_shapes.safetensors': 'ea5fb0060171f32fc37c5c7ca15fdefd',
+    'joint_shapes_drawn.safetensors': '011920f234d26bccce3859bd763a20b8',
+    'layouts_captions.safetensors': 'd506d3ef37725ec1cf187cea70c20725',
     'peers.json': 'f86874b33f4661aa361d306354296876',
     'speed.json': 'ef129db6bc83cf9ea7d8457a1f397334',
     'text_full_novels27_absorbing.json': '4112eb9f3dd15d3752804e2febe852f1',
     'text_full_novels27_absorbing.safetensors': '0bc35d50af8753103608276e9a2cb20b',
-    'text_kept_novels27.json': '46141822e7c62e7602b1305995240fdf',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7503
 ASSETS |= {
+    'text_kept_novels27.json': '46141822e7c62e7602b1305995240fdf',
     'text_small_novels27.json': '3dce63ec3c280fa2917bbf5abca95d7d',
     'text_small_novels27_absorbing.safetensors': 'a99ab65ffb637e8a50f7c89dbf4a78db',
     'text_small_novels27_autoregressive.safetensors': '1a84b2b873c7877cabcf8f527739b30a',

@@ -14,7 +14,7 @@ from discdiff_nb.core import cosine_schedule, elbo, generate, linear_schedule, r
 from discdiff_nb.d3pm import Absorbing
 from discdiff_nb.ordinal import DiscretizedGaussian, NearestNeighbour
 from discdiff_nb.gaussian import Gaussian
-from discdiff_nb.layouts import ShapesNet, shapes_process
+from discdiff_nb.layouts import PairNet, shapes_process
 from discdiff_nb.multinomial import Multinomial
 from discdiff_nb.nets import Transformer, UNet, chain_nll, chain_sample
 from discdiff_nb.train import fit, held_out_bits
@@ -110,7 +110,7 @@ def kept(): return torch.rand(B, D, generator=seed(), device='cuda') < 0.5
 def pair(): return classes(B, 3, 8, 8, K=16), classes(B, 8, 8, K=4)
 
 
-def net_of_pairs(): return ShapesNet(4, T).to('cuda')
+def net_of_pairs(): return PairNet(4, T, (8, 8), 8).to('cuda')
 
 
 CALLS = {

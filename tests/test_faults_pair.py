@@ -179,12 +179,12 @@ def test_the_tiny_and_the_shapes_network_read_every_integer_dtype(dtype):
     z, t = (torch.randn(6, 1).double(), torch.randint(3, (6, 2))), torch.tensor([1, 2, 3, 4, 5, 1])
     model = joint.bayes_model(process, p / p.sum())
     for a, b in zip(model((z[0], z[1].to(dtype)), t.to(dtype)), model(z, t)): assert torch.equal(a, b)
-    net, z, t = layouts.ShapesNet(4, 100, 8).eval(), (torch.randn(2, 3, 8, 8), torch.randint(4, (2, 8, 8))), torch.tensor([1, 100])
+    net, z, t = awake(layouts.PairNet(4, 100, (8, 8), 8)), (torch.randn(2, 3, 8, 8), torch.randint(4, (2, 8, 8))), torch.tensor([1, 100])
     for a, b in zip(net((z[0], z[1].to(dtype)), t.to(dtype)), net(z, t)): assert torch.equal(a, b)
 
 
 def test_the_shapes_network_refuses_what_it_was_not_built_for():
-    net, x, y, t = layouts.ShapesNet(4, 100, 8), torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8).long(), torch.tensor([1, 100])
+    net, x, y, t = layouts.PairNet(4, 100, (8, 8), 8), torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8).long(), torch.tensor([1, 100])
     for z_t, times, error in (((x.long(), y), t, core.DtypeError), ((x, y + 4), t, core.ClassError),
                               ((x, y), t + 1, core.TimeError), (x, t, core.ShapeError)):
         with pytest.raises(error): net(z_t, times)
@@ -249,7 +249,7 @@ def test_a_joint_process_of_wrapped_halves_is_copied_and_pickled(y_process, wrap
 
 
 def test_the_models_of_one_half_are_copied_and_pickled():
-    net, x, y = layouts.ShapesNet(4, 100, 8).eval(), torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8).long()
+    net, x, y = awake(layouts.PairNet(4, 100, (8, 8), 8)), torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8).long()
     t = torch.tensor([1, 100])
     for model, z in ((joint.given_x(net, x), y), (joint.given_y(net, y), x)):
         for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

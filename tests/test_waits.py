@@ -14,7 +14,7 @@ from discdiff_nb.core import ClassError, NotFiniteError, linear_schedule, unchec
 from discdiff_nb.d3pm import Absorbing, hybrid
 from discdiff_nb.fast import FastMultinomial
 from discdiff_nb.gaussian import Gaussian
-from discdiff_nb.layouts import ShapesNet, shapes_process
+from discdiff_nb.layouts import Mix, PairNet, shapes_process
 from discdiff_nb.multinomial import Multinomial
 from discdiff_nb.nets import Transformer, UNet
 from discdiff_nb.ordinal import DiscretizedGaussian, NearestNeighbour
@@ -94,7 +94,8 @@ def test_times_that_nobody_looks_at():
 @pytest.mark.parametrize('options', OPTIONS)
 def test_pair(options):
     pair = torch.randint(16, (20, 3, 8, 8)), torch.randint(4, (20, 8, 8))
-    assert waits_between_looks(lambda: shapes_process(T), lambda: ShapesNet(4, T), pair, **options) == []
+    for process in (shapes_process(T), Mix(*shapes_process(T).halves)):
+        assert waits_between_looks(lambda: process, lambda: PairNet(4, T, (8, 8), 8), pair, **options) == []
 
 
 def test_data_on_the_device():
