@@ -555,6 +555,8 @@ ASSETS = {
 # %% ../nbs/15_checkpoints.ipynb #a55e7502
 ASSETS |= {
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
+    'fashion_mnist_kept_longer_16.safetensors': '70d007dad09652884841c117a28212bc',
+    'fashion_mnist_kept_longer_16_drawn.safetensors': '18826c28b67161f3d69b7dc69f5dc119',
     'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
     'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
     'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
@@ -572,12 +574,12 @@ ASSETS |= {
     'layouts_captions.safetensors': 'd506d3ef37725ec1cf187cea70c20725',
     'peers.json': 'f86874b33f4661aa361d306354296876',
     'speed.json': 'ef129db6bc83cf9ea7d8457a1f397334',
-    'text_full_novels27_absorbing.json': '4112eb9f3dd15d3752804e2febe852f1',
-    'text_full_novels27_absorbing.safetensors': '0bc35d50af8753103608276e9a2cb20b',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7503
 ASSETS |= {
+    'text_full_novels27_absorbing.json': '4112eb9f3dd15d3752804e2febe852f1',
+    'text_full_novels27_absorbing.safetensors': '0bc35d50af8753103608276e9a2cb20b',
     'text_kept_novels27.json': '46141822e7c62e7602b1305995240fdf',
     'text_small_novels27.json': '3dce63ec3c280fa2917bbf5abca95d7d',
     'text_small_novels27_absorbing.safetensors': 'a99ab65ffb637e8a50f7c89dbf4a78db',
