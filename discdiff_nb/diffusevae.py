@@ -706,7 +706,7 @@ def trained_other(bench: Bench, name: str) -> tuple: # process, network
 
 # %% ../nbs/25_diffusevae.ipynb #0870398e
 def add_claims(bench: Bench, process: Gaussian, net: nn.Module) -> None:
-    "Inversion, silhouettes, and components in the place of the latent (V7)."
+    "Inversion, silhouettes, and z projected on a few components, at inference only (V7)."
     plan, calls, mixture = bench.plan, bench.plan.calls[-1], bench.drafts['mixture']
     few = {name: x[:50] for name, x in bench.drafts['reconstructions'].items()}
     def error(n):
@@ -718,7 +718,7 @@ def add_claims(bench: Bench, process: Gaussian, net: nn.Module) -> None:
         return silhouette_overlap(mixture['image'][..., 0], x)
     once(bench.log, 'silhouette', overlap)
     def early(x_t, t, image, z):
-        return net(x_t, t, image=image, z=torch.where(t[:, None] > process.T / 2, z, 0.))
+        return net(x_t, t, image=image, z=torch.where(t[:, None] <= process.T / 2, z, 0.))
     def scored(net, z): return bench.score(refine(process, net, mixture | dict(z=z), calls))
     for k in sorted({2, plan.latent // 2, plan.latent}):
         z = fit_pca(bench.z, k).project(mixture['z'])

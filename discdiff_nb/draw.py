@@ -264,7 +264,7 @@ def canonical_order(
     z: Tensor, # (B, n, 3) z_is, z_loc, z_id
     places: Tensor, # (L, size * size) of places_of
 ) -> Tensor: # (B, n, 3): the same canvas; parts that are not drawn come last
-    "Of all orders that paint the same canvas, the first by place (D-parts). Raises ClassError."
+    "Of all orders that keep what lies over what, the first by place (D-parts). Raises ClassError."
     check_classes(z[..., 1], len(places), 'z_loc')
     drawn, place, (n, L) = z[..., 0] == 1, z[..., 1].long(), (z.shape[1], len(places))
     covers = F.one_hot(places, int(places.max()) + 1).sum(1).float()

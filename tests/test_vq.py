@@ -49,7 +49,7 @@ def in_order(order, calls): return vq.generate_in_order(MASK, flat, (2, 4, 4), o
     (ShapeError, lambda: canvas((1, 8, 8), stride=5)),
     (ShapeError, lambda: canvas((1, 3, 8), stride=2)),
     (ShapeError, lambda: canvas((1, 8), stride=2)),
-    (ShapeError, lambda: vq.seam(X, 9)),
+    (ShapeError, lambda: vq.seam(X, [900])),
     (ShapeError, lambda: vq.repair(MODEL, MASK, flat, X, KEEP[:3], G)),
     (ShapeError, lambda: vq.Critic(1, 0)),
 ])
