@@ -557,6 +557,7 @@ ASSETS |= {
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
     'fashion_mnist_kept_longer_16.safetensors': '70d007dad09652884841c117a28212bc',
     'fashion_mnist_kept_longer_16_drawn.safetensors': '18826c28b67161f3d69b7dc69f5dc119',
+    'fashion_mnist_kept_uniform_16.safetensors': 'd5cade3f1ed9545bbf71c0d293e47afc',
     'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
     'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
     'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
@@ -573,11 +574,11 @@ ASSETS |= {
     'joint_shapes_drawn.safetensors': '011920f234d26bccce3859bd763a20b8',
     'layouts_captions.safetensors': 'd506d3ef37725ec1cf187cea70c20725',
     'peers.json': 'f86874b33f4661aa361d306354296876',
-    'speed.json': 'ef129db6bc83cf9ea7d8457a1f397334',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7503
 ASSETS |= {
+    'speed.json': 'ef129db6bc83cf9ea7d8457a1f397334',
     'text_full_novels27_absorbing.json': '4112eb9f3dd15d3752804e2febe852f1',
     'text_full_novels27_absorbing.safetensors': '0bc35d50af8753103608276e9a2cb20b',
     'text_kept_novels27.json': '46141822e7c62e7602b1305995240fdf',
