@@ -213,7 +213,7 @@ CALLS = {  # name: (function of classes and times, these as int64 up to a larges
 }
 OTHERS = {'core': 'minibatch pixel_marginals '
                   'as_int64 checked check_keep check_logits check_finite sum_positions as_tuple class_remedy time_remedy '
-                  'check_bound bound_terms check_known',
+                  'check_bound bound_terms check_known hidden',
           'oracle': 'normalize transition_density',
           'gaussian': 'log_normal to_classes inverse_mills_ratio prior_kl',
           'vae': 'log_prob_diagonal gaussian_path', 'multinomial': ''}

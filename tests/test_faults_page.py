@@ -158,7 +158,7 @@ def imported(source):
 def test_every_import_of_a_notebook_is_a_requirement():
     settings = Address().settings
     here = closure(settings['requirements'].split())
-    optional = here | names(settings['fid_requirements'].split() + settings['captions_requirements'].split())
+    optional = here | names([word for extra in ('fid', 'captions', 'onnx', 'draw') for word in settings[f'{extra}_requirements'].split()])
     for path in NOTEBOOKS:
         for source in [text(c) for c in cells(path) if c['cell_type'] == 'code' and not text(c).startswith('%%')]:
             covered = optional if '#| export' in source or '#| slow' in source else here
