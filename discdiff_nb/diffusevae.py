@@ -15,7 +15,6 @@ __all__ = ['DRAFT_LEVELS', 'TINY', 'KEPT', 'FORMS', 'conv', 'conv_encoder', 'con
 # %% ../nbs/25_diffusevae.ipynb #c193ecfb
 import copy
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -625,8 +624,7 @@ def kept_network(
                  if not name.startswith('teacher.')}
         return restore(net, halved(state)), dict(curve=curve_of(losses))
     about = dict(name=file, seed=0, steps=steps, lr=plan.lr) | noise_of(process)
-    trained, _ = load_or_train(path, net, about, train)
-    shutil.rmtree(run, ignore_errors=True)
+    trained, _ = load_or_train(path, net, about, train, run)
     return trained
 
 # %% ../nbs/25_diffusevae.ipynb #8bc038b3

@@ -15,7 +15,6 @@ __all__ = ['COLOURS', 'HUES', 'KINDS', 'SIZES', 'PLACES', 'GROUPS', 'WORDS', 'LE
 # %% ../nbs/22_layouts.ipynb #88624f17
 import math
 import re
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -522,10 +521,8 @@ def run_task(
     if path.name in ASSETS: path = asset(path.name, folder)
     checkpoints, named = Path(running) / job.name, vars(job) | noise_of(process)
     settings = {name: value for name, value in named.items() if value is not None}
-    kept = path.is_file()
-    model, log = load_or_train(path, net, settings, partial(train_task, job, data,
-                                                            running=checkpoints))
-    if not kept: shutil.rmtree(checkpoints, ignore_errors=True) # the network is kept now
+    train = partial(train_task, job, data, running=checkpoints)
+    model, log = load_or_train(path, net, settings, train, checkpoints)
     drawn = process if job.process == 'segmenter' else measured_pair(process)
     return Trained(drawn, model, log)
 

@@ -231,7 +231,7 @@ class DoublyStochastic(Categorical):
         return self.mix_rows(rows, s).reshape(log_p.shape)
     def mix_rows(self, log_p, s): # (B, D, K) a matrix product, a log-sum-exp where it underflows
         mixed, clean = self.mix_probs(log_p.exp(), s), (s == 0)[:, None, None]
-        if hidden(s): return torch.where(clean, log_p, log_or_stay(mixed, log_p, self.log_kept))
+        if hidden(s): return torch.where(clean, log_p, log_or_stay(mixed, log_p, self.log_diag))
         low = (mixed < FLOOR).any(-1) & ~clean[..., 0]
         log_mixed = torch.where(low[..., None] | clean, 1., mixed).log()
         for u in s[low.any(-1)].unique()[:, None]:
@@ -245,7 +245,7 @@ def log_or_stay(
     log_p: Tensor, # (n, K) log-probabilities
     log_stay, # (K,) or a number: log of Q's diagonal, or less
 ) -> Tensor: # (n, K) log of p Q
-    "Where float64 holds no such number: of those that stay alone, a lower bound (K17)."
+    "Below the range of float64 the log of one term, p_j Q_jj: a lower bound (K17)."
     low = p_Q < FLOOR
     return torch.where(low, log_p + log_stay, torch.where(low, 1., p_Q).log())
 
@@ -301,7 +301,7 @@ class GaussianTable(GaussianSteps):
         if small > 1: self.log_half[1] = self.log_step(1)[:h]
         for t in range(2, small):
             self.log_half[t] = tilted_product(self.log_half[t - 1], self.log_step(t))
-        self.log_kept = self.log_half.diagonal(dim1=1, dim2=2).min().item()
+        self.log_diag = self.log_half.diagonal(dim1=1, dim2=2).min().item() # the least of all t
 
 def where_time(
     known: Tensor, # (B,) whether the two times of an example are such as log_Q is for
@@ -431,7 +431,7 @@ class ShortWalk(DoublyStochastic):
     ):
         super().__init__(len(embeddings), schedule)
         A, self.tau = knn_graph(embeddings, k), -schedule.alpha_bar.log()
-        self.log_kept = -math.log(self.K) # the flat eigenvector's share, others add to it
+        self.log_diag = -math.log(self.K) # at least: the flat eigenvector's share, others add to it
         self.rate = A.sum(1).max().item()
         self.unit, self.P = 1 / (4 * self.rate), A + torch.diag(self.rate - A.sum(1))
         self.d, self.log_first, self.rho = first_terms(A, self.unit)

@@ -339,6 +339,7 @@ def load_or_train(
     net: nn.Module, # fresh, on its device; may be in a wrapper
     settings: dict, # of the run, json can hold it; 'seed' is one
     train: Callable, # train(net) -> (trained network, dict of results)
+    checkpoints: Path | None = None, # folder of the training, taken away once the network is kept
 ) -> tuple: # (network in eval mode, settings and results and origin)
     "The network of a kept run, or a new one that is kept. Raises CheckpointError, NotFiniteError."
     if path.is_file():
@@ -354,6 +355,7 @@ def load_or_train(
     about = origin(settings['seed'], started, device)
     state, kept = halved(weights(model)), dict(settings=settings, results=results, **about)
     save_tensors(path, state, kept)
+    if checkpoints: shutil.rmtree(checkpoints, ignore_errors=True)
     return restore(model, state), kept
 
 # %% ../nbs/19_runs.ipynb #b19a0008
@@ -467,10 +469,9 @@ def run_job(
     path = Path(folder) / f'{job.name}.safetensors'
     if path.name in ASSETS: path = asset(path.name, folder)
     named = {name: value for name, value in asdict(job).items() if value is not None}
-    kept, checkpoints = path.is_file(), Path(running) / job.name
+    checkpoints = Path(running) / job.name
     def train(net): return train_job(job, process, net, data, checkpoints, compiled)
-    model, log = load_or_train(path, net, named | noise_of(process), train)
-    if not kept: shutil.rmtree(checkpoints, ignore_errors=True) # the network is kept now
+    model, log = load_or_train(path, net, named | noise_of(process), train, checkpoints)
     return Trained(process, model, log)
 
 # %% ../nbs/19_runs.ipynb #b19a0014

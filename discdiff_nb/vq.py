@@ -14,7 +14,6 @@ __all__ = ['FADE', 'QUANTIZERS', 'PICTURES', 'nearest_code', 'straight_through',
 import io
 import itertools
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -422,10 +421,9 @@ def run_codes(
     images, path = PICTURES[job.data](), Path(folder) / f'{job.name}.safetensors'
     if path.name in ASSETS: path = asset(path.name, folder)
     named = {name: value for name, value in asdict(job).items() if value is not None}
-    kept = path.is_file()
-    def train(net): return train_codes(job, net, images, Path(running) / job.name)
-    model, log = load_or_train(path, code_model(job, images).to(device), named, train)
-    if not kept: shutil.rmtree(Path(running) / job.name, ignore_errors=True)
+    checkpoints, net = Path(running) / job.name, code_model(job, images).to(device)
+    def train(net): return train_codes(job, net, images, checkpoints)
+    model, log = load_or_train(path, net, named, train, checkpoints)
     return Coder(model, log)
 
 # %% ../nbs/23_unleashing_transformers.ipynb #23a00027
