@@ -24,8 +24,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
-from .checkpoints import (ASSETS, asset, digest, halved, restore,
-                                     save_tensors, weights)
+from .checkpoints import digest, halved, restore, save_tensors, weights
 
 # %% ../nbs/25_diffusevae.ipynb #8826dee3
 from .core import (CheckpointError, DataError, DiscdiffError,
@@ -613,7 +612,6 @@ def kept_network(
     "Load a network, or train it, or go on where it was cut off. Raises the errors of fit."
     file = f'diffusevae_{plan.size}_{name}'
     path, run = folders[0] / f'{file}.safetensors', folders[1] / file
-    path = asset(path.name, folders[0]) if path.name in ASSETS else path
     def train(net):
         learner, resume = around(net) if around else net, (run / 'checkpoint.safetensors').is_file()
         plain = steps < 1000 or around or isinstance(net, VAE) # not worth compiling

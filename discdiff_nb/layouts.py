@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% ../nbs/22_layouts.ipynb #22a00001
-from .checkpoints import ASSETS, asset, halved, restore, weights
 from .core import (ClassError, DataError, DtypeError, Schedule, ShapeError, as_tuple,
                               check_classes, check_t, checked, elbo, evaluating, overwrite_known,
                               randn, reciprocal_schedule, sample_categorical, step_times)
@@ -33,10 +32,9 @@ from .metrics import (copying, features_of, frechet_distance, fsd, miou,
                                  train_features)
 from .multinomial import Multinomial
 from .nets import Attend, UNet, Words, check_rows, readable, time_features
-from .runs import (Chain, Job, Trained, curve_of, load_or_train, noise_of,
-                              watched_bits)
+from .runs import Chain, Job, Trained, fit_job, load_or_train, noise_of
 from .sampling import Around, push_levels, push_logits
-from .train import fit, held_out_bits
+from .train import held_out_bits
 
 # %% ../nbs/22_layouts.ipynb #341d0494
 COLOURS = dict(red=(0.9, 0.25, 0.2), green=(0.25, 0.8, 0.3), blue=(0.25, 0.35, 0.95),
@@ -491,21 +489,13 @@ def train_task(
     running: Path, # folder of its checkpoints
 ) -> tuple: # network with weights as they are kept; results
     "Train, or go on where it was cut off. Raises the errors of fit."
-    device = next(net.parameters()).device
     process, z, cond = task_data(job, data)
     watch, rows = None, slice(job.watched)
     if job.watched and job.process == 'pair':
         few = {name: c[rows] for name, c in data.test_cond.items()}
         held_out = tuple(half[rows] for half in data.test)
         watch = held_out_bits(measured_pair(process), held_out, min(8, job.T), cond=few)
-    average, losses = fit(process, net, z, job.steps, running, job.batch_size, job.lr, job.seed,
-                          cond=cond, drop=job.drop, held_out=watch,
-                          resume=(running / 'checkpoint.safetensors').is_file(),
-                          mixed_precision=job.mixed_precision)
-    seen = watched_bits(running / 'log.csv')
-    model = restore(net, halved(weights(average))).to(device)
-    return model, dict(curve=curve_of(losses), watched=[s for s in seen if s[2] is not None],
-                       training_minutes=seen[-1][1])
+    return fit_job(job, process, net, z, running, cond=cond, drop=job.drop, held_out=watch)
 
 # %% ../nbs/22_layouts.ipynb #22a0002b
 def run_task(
@@ -517,12 +507,9 @@ def run_task(
 ) -> Trained: # process to draw with, model, log
     "Load the network of a job on pairs, or train and keep it. Raises the errors of fit."
     net, (process, _, _) = task_net(job, data).to(device), task_data(job, data)
-    path = Path(folder) / f'{job.name}.safetensors'
-    if path.name in ASSETS: path = asset(path.name, folder)
-    checkpoints, named = Path(running) / job.name, vars(job) | noise_of(process)
-    settings = {name: value for name, value in named.items() if value is not None}
+    path, checkpoints = Path(folder) / f'{job.name}.safetensors', Path(running) / job.name
     train = partial(train_task, job, data, running=checkpoints)
-    model, log = load_or_train(path, net, settings, train, checkpoints)
+    model, log = load_or_train(path, net, vars(job) | noise_of(process), train, checkpoints)
     drawn = process if job.process == 'segmenter' else measured_pair(process)
     return Trained(drawn, model, log)
 

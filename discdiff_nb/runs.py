@@ -6,9 +6,9 @@
 __all__ = ['PROCESSES', 'TEXTS', 'NOISE', 'bound_term', 'on_the_bound', 'Chain', 'autoregressive', 'absorbing', 'uniform',
            'ramp_to_prior', 'ordinal', 'neighbour', 'gaussian', 'Job', 'digits_job', 'evenly', 'Examples', 'examples',
            'network', 'help_text', 'source_bytes', 'text_examples', 'company', 'letter_walk', 'named_process',
-           'job_process', 'asked', 'commit', 'origin', 'load_or_train', 'measured', 'bound_bits', 'Trained', 'curve_of',
-           'noise_of', 'watched_bits', 'watch_of', 'train_job', 'run_job', 'show_chain', 'digits_log', 'digits_table',
-           'draw_labelled', 'read_results', 'once']
+           'job_process', 'asked', 'commit', 'origin', 'load_run', 'load_or_train', 'measured', 'bound_bits', 'Trained',
+           'curve_of', 'noise_of', 'watched_bits', 'watch_of', 'fit_job', 'train_job', 'run_job', 'show_chain',
+           'digits_log', 'digits_table', 'draw_labelled', 'read_results', 'once']
 
 # %% ../nbs/19_runs.ipynb #b758036d
 import copy
@@ -333,6 +333,20 @@ def origin(
     minutes = (time.time() - started) / 60
     return dict(seed=seed, minutes=minutes, machine=machine(device), commit=commit())
 
+# %% ../nbs/19_runs.ipynb #b19a006e
+def load_run(
+    path: Path, # of a file of load_or_train
+    net: nn.Module, # fresh, on its device; may be in a wrapper
+    settings: dict, # that the run must have had
+) -> tuple: # (network in eval mode, settings and results and origin)
+    "The network of a kept run. Raises CheckpointError."
+    tensors, kept = load_tensors(path)
+    if not isinstance(kept, dict) or 'settings' not in kept:
+        raise CheckpointError(f'{path} holds no run of load_or_train; give another path')
+    check_same_run(kept['settings'], json.loads(json.dumps(settings)))
+    print(f"{path.name}: loaded; it took {kept['minutes']:.1f} minutes on {kept['machine']}")
+    return restore(net, tensors), kept
+
 # %% ../nbs/19_runs.ipynb #f93c048e
 def load_or_train(
     path: Path, # of a .safetensors file; made if it is not there
@@ -341,14 +355,10 @@ def load_or_train(
     train: Callable, # train(net) -> (trained network, dict of results)
     checkpoints: Path | None = None, # folder of the training, taken away once the network is kept
 ) -> tuple: # (network in eval mode, settings and results and origin)
-    "The network of a kept run, or a new one that is kept. Raises CheckpointError, NotFiniteError."
-    if path.is_file():
-        tensors, kept = load_tensors(path)
-        if not isinstance(kept, dict) or 'settings' not in kept:
-            raise CheckpointError(f'{path} holds no run of load_or_train; give another path')
-        check_same_run(kept['settings'], json.loads(json.dumps(settings)))
-        print(f"{path.name}: loaded; it took {kept['minutes']:.1f} minutes on {kept['machine']}")
-        return restore(net, tensors), kept
+    "The network of a kept run, or a new one. Raises CheckpointError, DataError, NotFiniteError."
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if path.name in ASSETS: path = asset(path.name, path.parent)
+    if path.is_file(): return load_run(path, net, settings)
     print(f'{path.name}: no such file, so it is trained now', flush=True)
     started, device = time.time(), str(next(net.parameters()).device)
     model, results = train(net)
@@ -431,6 +441,26 @@ def watch_of(
     cond = {name: c[rows] for name, c in data.test_cond.items()}
     return held_out_bits(measured(process), data.test[rows], min(8, process.T), cond=cond)
 
+# %% ../nbs/19_runs.ipynb #b19a006d
+def fit_job(
+    job, # a Job, or another plan with steps, batch_size, lr, seed, mixed_precision
+    process: Process, # its noise
+    net: nn.Module, # fresh
+    x0, # (N, ...) classes, the training set; a tuple of such for a pair
+    running: Path, # folder of its checkpoints
+    compiled: bool = False, # train through torch.compile
+    **options, # cond, drop, held_out of fit
+) -> tuple: # network with weights as they are kept; results: curve, watched, training_minutes
+    "Train, or go on where it was cut off. Raises the errors of fit."
+    resume = (running / 'checkpoint.safetensors').is_file()
+    trained = torch.compile(net) if compiled else net # the same weights
+    average, losses = fit(process, trained, x0, job.steps, running, job.batch_size, job.lr,
+                          job.seed, resume=resume, mixed_precision=job.mixed_precision, **options)
+    model = restore(net, halved(weights(average))) # what is kept is what is measured
+    seen = watched_bits(running / 'log.csv')
+    return model, dict(curve=curve_of(losses), watched=[s for s in seen if s[2] is not None],
+                       training_minutes=seen[-1][1])
+
 # %% ../nbs/19_runs.ipynb #b19a005e
 def train_job(
     job: Job, # what to train
@@ -441,17 +471,9 @@ def train_job(
     compiled: bool = False, # train through torch.compile
 ) -> tuple: # network with weights as they are kept; results
     "Train, or go on where it was cut off, and measure. Raises the errors of fit."
-    resume = (running / 'checkpoint.safetensors').is_file()
-    trained = torch.compile(net) if compiled else net # the same weights
-    average, losses = fit(process, trained, data.train, job.steps, running, job.batch_size,
-                          job.lr, job.seed, resume=resume, cond=data.cond, drop=job.drop,
-                          held_out=watch_of(job, process, data),
-                          mixed_precision=job.mixed_precision)
-    model = restore(net, halved(weights(average))) # what is kept is what is measured
-    seen = watched_bits(running / 'log.csv')
-    return model, dict(curve=curve_of(losses), watched=[s for s in seen if s[2] is not None],
-                       training_minutes=seen[-1][1],
-                       **bound_bits(process, model, data.test, data.test_cond))
+    model, results = fit_job(job, process, net, data.train, running, compiled, cond=data.cond,
+                             drop=job.drop, held_out=watch_of(job, process, data))
+    return model, results | bound_bits(process, model, data.test, data.test_cond)
 
 # %% ../nbs/19_runs.ipynb #b19a009b
 def run_job(
@@ -466,12 +488,9 @@ def run_job(
     data = examples(job, device)
     process = process or job_process(job, data.train)
     net = network(job, process, tuple(data.train.shape[1:])).to(device)
-    path = Path(folder) / f'{job.name}.safetensors'
-    if path.name in ASSETS: path = asset(path.name, folder)
-    named = {name: value for name, value in asdict(job).items() if value is not None}
-    checkpoints = Path(running) / job.name
+    path, checkpoints = Path(folder) / f'{job.name}.safetensors', Path(running) / job.name
     def train(net): return train_job(job, process, net, data, checkpoints, compiled)
-    model, log = load_or_train(path, net, named | noise_of(process), train, checkpoints)
+    model, log = load_or_train(path, net, asdict(job) | noise_of(process), train, checkpoints)
     return Trained(process, model, log)
 
 # %% ../nbs/19_runs.ipynb #b19a0014

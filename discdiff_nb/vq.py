@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .checkpoints import ASSETS, asset, halved, restore, weights
 from .core import (DataError, DiscdiffError, Process, ShapeError, TimeError,
                               check_classes, evaluating, minibatch, mix_seed, rand, randint)
 from .d3pm import Absorbing
@@ -34,10 +33,9 @@ from .layouts import coloured_shapes
 from .metrics import FeatureNet, features_of
 from .nets import Down, ResBlock, check_plan, check_sizes
 from .ordinal import logistic_logits
-from .runs import curve_of, evenly, load_or_train
+from .runs import evenly, fit_job, load_or_train
 from .sampling import (Around, checked_shape, clean_logits, inpaint, reveal_in_order,
                                   window_starts)
-from .train import fit
 
 # %% ../nbs/23_unleashing_transformers.ipynb #23a00009
 def nearest_code(
@@ -404,11 +402,8 @@ def train_codes(
     device = next(model.parameters()).device
     x, test = images.train, images.test[evenly(len(images.test), job.tested)].to(device)
     begin_codebook(model, x.to(device), job.begin, job.seed)
-    average, losses = fit(Reconstruction(images.K), model, x, job.steps, running, job.batch_size,
-                          job.lr, job.seed, resume=(running / 'checkpoint.safetensors').is_file(),
-                          mixed_precision=job.mixed_precision)
-    model = restore(model, halved(weights(average))) # what is kept is what is measured
-    return model, dict(curve=curve_of(losses), **code_scores(model, test))
+    model, results = fit_job(job, Reconstruction(images.K), model, x, running)
+    return model, results | code_scores(model, test)
 
 # %% ../nbs/23_unleashing_transformers.ipynb #23a00025
 def run_codes(
@@ -418,12 +413,11 @@ def run_codes(
     running: Path = Path('../runs'), # where its checkpoints lie; git ignores it
 ) -> Coder:
     "Load the autoencoder of a job, or train, measure and keep it. Raises the errors of fit."
-    images, path = PICTURES[job.data](), Path(folder) / f'{job.name}.safetensors'
-    if path.name in ASSETS: path = asset(path.name, folder)
-    named = {name: value for name, value in asdict(job).items() if value is not None}
-    checkpoints, net = Path(running) / job.name, code_model(job, images).to(device)
+    images = PICTURES[job.data]()
+    path, checkpoints = Path(folder) / f'{job.name}.safetensors', Path(running) / job.name
+    net = code_model(job, images).to(device)
     def train(net): return train_codes(job, net, images, checkpoints)
-    model, log = load_or_train(path, net, named, train, checkpoints)
+    model, log = load_or_train(path, net, asdict(job), train, checkpoints)
     return Coder(model, log)
 
 # %% ../nbs/23_unleashing_transformers.ipynb #23a00027
