@@ -9,7 +9,7 @@ __all__ = ['REMEDIES', 'SAME', 'SCHEMA', 'AGAIN', 'LIMITS', 'COLUMNS', 'HEAD', '
            'family', 'unpack', 'read_run', 'load_average', 'other_checkpoint', 'fingerprint', 'describe_value',
            'describe', 'check_same_run', 'deferred_interrupt', 'likely_cause', 'explain_memory', 'log_line', 'log_row',
            'parse_log', 'read_log', 'set_aside', 'cut_log', 'halved', 'restore', 'processor', 'machine', 'asset',
-           'Team', 'check_surroundings', 'find_team', 'choose_precision']
+           'kept_file', 'Team', 'check_surroundings', 'find_team', 'choose_precision']
 
 # %% ../nbs/15_checkpoints.ipynb #cc15de02
 import errno
@@ -614,6 +614,14 @@ def asset(
     path.unlink(missing_ok=True)
     raise DataError(f'{beside} is not here, and {url} did not give it{why}: clone the repository, '
                     f'or put the file into {path.parent}')
+
+# %% ../nbs/15_checkpoints.ipynb #a55e7505
+def kept_file(
+    name: str, # of a file
+    folder: str | Path = 'assets', # where it lies in a clone, seen from the notebook
+) -> Path: # where it is; where it would be, if none of this name is kept
+    "A kept file, fetched if it is not there. Raises DataError when it cannot be."
+    return asset(name, folder) if name in ASSETS else Path(folder) / name
 
 # %% ../nbs/15_checkpoints.ipynb #a54c944b
 class Team:

@@ -690,7 +690,7 @@ def kept_jobs(
 ) -> dict: # name: Job
     "The networks of the size `kept`: at most an hour each on two CPU cores."
     def job(name, of, task, steps, drop=0.1, **more):
-        settings = dict(batch_size=64, lr=2e-3, T=100, drop=drop)
+        settings = dict(batch_size=64, lr=2e-3, T=100, drop=drop, mixed_precision='bf16')
         return Job(f'layouts_kept_{name}', of[0], task, 16, of[1], steps, **settings | more)
     street = dict(batch_size=32, lr=1e-3)
     return dict(

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 import discdiff_nb
-from .checkpoints import (ASSETS, asset, check_same_run, describe_value,
-                                     fingerprint, halved, load_tensors, machine, read_log,
-                                     restore, save_tensors, set_aside, weights, write_whole)
+from .checkpoints import (asset, check_same_run, describe_value, fingerprint, halved,
+                                     kept_file, load_tensors, machine, read_log, restore,
+                                     save_tensors, set_aside, weights, write_whole)
 from .core import (CheckpointError, DataError, DiscdiffError, Process, Schedule,
                               ScheduleError, cosine_schedule, elbo, generate, linear_schedule,
                               reciprocal_schedule, trajectory)
@@ -77,7 +77,7 @@ class Chain(Process):
         nll = F.cross_entropy(out.movedim(-1, 1), x0.long(), reduction='none')
         return nll.double().flatten(1).sum(1)
 
-def autoregressive(K: int, T: int) -> Chain: # classes; has no say
+def autoregressive(K: int, T: int) -> Chain: # classes; T is ignored
     "One step, however many the noise takes."
     return Chain(K)
 
@@ -94,9 +94,9 @@ def uniform(K: int, T: int, power: float = 1.) -> Multinomial: # levels; steps; 
 def ramp_to_prior(
     left: Callable, # left(schedule) -> total variation from the prior at T
     T: int, # steps
-    least: float = 0., # beta_1 that is allowed
+    least: float = 0., # smallest beta_1 allowed
 ) -> Schedule: # beta_T is 100 beta_1
-    "Straight-line beta that ends a total variation of .001 from the prior. Raises ScheduleError."
+    "Straight-line beta that ends at most .001 (variation) from the prior. Raises ScheduleError."
     def ramp(beta_T, T=T): return linear_schedule(T, beta_T / 100, beta_T)
     low, high = (0.06, 0.99) if T <= 100 else (0.012, 0.7)
     weakest = 101 * least
@@ -260,7 +260,7 @@ def company(
     text: Tensor, # (N,) classes
     K: int, # classes
 ) -> Tensor: # (K, 2K) float64
-    "Square roots of the shares of what follows and of what precedes each, one more counted of all."
+    "Square roots of the shares of what follows and precedes each, one added to every count."
     pairs = K * text[:-1].long() + text[1:].long()
     counts = torch.bincount(pairs, minlength=K * K).view(K, K).double() + 1
     follows = counts / counts.sum(1, keepdim=True)
@@ -285,7 +285,7 @@ def named_process(
     T: int, # steps
     text: Tensor | None = None, # to train on, of any shape; None where the data are images
 ) -> Process:
-    "What a name stands for: of a text, neighbours are what its letters say. Raises ScheduleError."
+    "The process of a name; on a text the walk is `letter_walk`. Raises ScheduleError."
     if name == 'neighbour' and text is not None: return letter_walk(text.flatten().cpu(), K, T)
     return PROCESSES[name](K, T)
 
@@ -357,12 +357,12 @@ def load_or_train(
 ) -> tuple: # (network in eval mode, settings and results and origin)
     "The network of a kept run, or a new one. Raises CheckpointError, DataError, NotFiniteError."
     settings = {name: value for name, value in settings.items() if value is not None}
-    if path.name in ASSETS: path = asset(path.name, path.parent)
+    path = kept_file(path.name, path.parent)
     if path.is_file(): return load_run(path, net, settings)
     print(f'{path.name}: no such file, so it is trained now', flush=True)
-    started, device = time.time(), str(next(net.parameters()).device)
+    started, code, device = time.time(), commit(), str(next(net.parameters()).device)
     model, results = train(net)
-    about = origin(settings['seed'], started, device)
+    about = origin(settings['seed'], started, device) | dict(commit=code) # what was trained with
     state, kept = halved(weights(model)), dict(settings=settings, results=results, **about)
     save_tensors(path, state, kept)
     if checkpoints: shutil.rmtree(checkpoints, ignore_errors=True)
