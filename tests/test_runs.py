@@ -2,6 +2,7 @@
 import pytest
 import torch
 from torch import nn
+from discdiff_nb import runs
 from discdiff_nb.core import DataError, ScheduleError, generate
 from discdiff_nb.ordinal import terminal_tv
 from discdiff_nb.runs import (Job, draw_labelled, evenly, examples, gaussian, neighbour, ordinal,
@@ -103,3 +104,11 @@ def test_a_kept_network_touches_no_checkpoint(tmp_path):
     assert other.read_bytes() == b'of somebody else'
     run_job(few, tmp_path, running=tmp_path / 'absent')
     assert not (tmp_path / 'absent').exists()
+
+
+def test_the_commit_of_a_run_is_the_one_that_it_began_with(tmp_path, monkeypatch):
+    "Whoever commits while a network trains does not change what it was trained with."
+    found = iter(['before', 'after'])
+    monkeypatch.setattr(runs, 'commit', lambda: next(found))
+    _, kept = runs.load_or_train(tmp_path / 'net.safetensors', nn.Linear(2, 2), dict(seed=0), lambda net: (net, {}))
+    assert kept['commit'] == 'before'
