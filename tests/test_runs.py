@@ -53,7 +53,6 @@ def test_noise_ends_at_its_prior(make, K, T):
 
 def test_many_levels(monkeypatch):
     "Up to 256 levels the ordinal schedule is found without a table, and is no weaker than allowed."
-    from discdiff_nb import runs
     monkeypatch.setattr(runs, 'DiscretizedGaussian', lambda K, schedule: schedule)
     for K in (2, 3, 5, 130, 256):
         assert ordinal(K, 1000).beta[1] > 4 / 700 / (K - 1) ** 2
