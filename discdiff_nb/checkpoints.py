@@ -555,7 +555,7 @@ ASSETS = {
 # %% ../nbs/15_checkpoints.ipynb #a55e7502
 ASSETS |= {
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
-    'fashion_mnist_kept.json': '1b6a2e7ec35f1140c8987da769013664',
+    'fashion_mnist_kept.json': '816d3c4a4c83aa652fcc856a796d997d',
     'fashion_mnist_kept_absorbing_16.safetensors': 'eb1cadbb171f43da556a057d553c7a83',
     'fashion_mnist_kept_absorbing_16_drawn.safetensors': '4258075ae20f49ac6f5360b2c0a16200',
     'fashion_mnist_kept_gaussian_16.safetensors': '7d1746eb3c73cca91b66c3b6c100a79b',
