@@ -15,7 +15,6 @@ __all__ = ['DRAFT_LEVELS', 'TINY', 'KEPT', 'FORMS', 'conv', 'conv_encoder', 'con
 # %% ../nbs/25_diffusevae.ipynb #c193ecfb
 import copy
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
-from .checkpoints import digest, halved, restore, save_tensors, weights
+from .checkpoints import digest, save_tensors, weights
 
 # %% ../nbs/25_diffusevae.ipynb #8826dee3
 from .core import (CheckpointError, DataError, DiscdiffError,
@@ -38,10 +37,9 @@ from .metrics import (confusion, features_of, frechet_distance, inception_score,
                                  scores, spread, train_features)
 from .multinomial import Categorical
 from .nets import UNet, check_plan
-from .runs import (absorbing, curve_of, load_or_train, measured, noise_of, once,
-                              ordinal, origin, read_results)
+from .runs import (Job, absorbing, begin, fit_job, load_or_train, measured, noise_of,
+                              once, ordinal, origin, read_results)
 from .sampling import ddim
-from .train import fit
 from .vae import VAE, kl_diagonal, log_likelihood, reparametrize
 
 # %% ../nbs/25_diffusevae.ipynb #89b4116a
@@ -612,15 +610,12 @@ def kept_network(
     "Load a network, or train it, or go on where it was cut off. Raises the errors of fit."
     file = f'diffusevae_{plan.size}_{name}'
     path, run = folders[0] / f'{file}.safetensors', folders[1] / file
+    job = Job(file, plan.data, name, plan.K, {}, steps, 32, plan.lr, mixed_precision=plan.precision)
     def train(net):
-        learner, resume = around(net) if around else net, (run / 'checkpoint.safetensors').is_file()
-        plain = steps < 1000 or around or isinstance(net, VAE) # not worth compiling
-        whole = learner if plain else torch.compile(learner)
-        average, losses = fit(process, whole, x0, steps, run, 32, plan.lr, 0, resume=resume,
-                              cond=cond, mixed_precision=plan.precision)
-        state = {name.removeprefix('student.'): x for name, x in weights(average).items()
-                 if not name.startswith('teacher.')}
-        return restore(net, halved(state)), dict(curve=curve_of(losses))
+        learner = around(net) if around else net
+        compiled = steps >= 1000 and not around and not isinstance(net, VAE) # where it is worth it
+        _, results = fit_job(job, process, learner, x0, run, compiled, cond=cond)
+        return net, results # which the learner holds
     about = dict(name=file, seed=0, steps=steps, lr=plan.lr) | noise_of(process)
     trained, _ = load_or_train(path, net, about, train, run)
     return trained
@@ -827,7 +822,7 @@ def study(
     timed: Callable, # timed({name: call}) -> {name: seconds}, such as `seconds` of chapter 26
 ) -> tuple: # the log; the bench; process and network of form 1 with z
     "Everything at one size; what is in the log stays. Raises the errors of fit."
-    started, bench = time.time(), prepare(plan, folders, log)
+    began, bench = begin(), prepare(plan, folders, log)
     process, net = trained_form(bench, 'form 1, z')
     add_claims(bench, process, net)
     add_students(bench, process, net)
@@ -841,5 +836,5 @@ def study(
     add_rows(bench, 'half the channels', *smaller, True, ['mixture'])
     for name in ('moving', 'absorbing', 'ordinal'):
         add_rows(bench, name, *trained_other(bench, name), True, ['mixture'])
-    once(log, 'origin', lambda: origin(0, started, 'cpu'))
+    once(log, 'origin', lambda: origin(0, began, 'cpu'))
     return read_results(log), bench, process, net

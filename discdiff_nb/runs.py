@@ -6,9 +6,9 @@
 __all__ = ['PROCESSES', 'TEXTS', 'NOISE', 'bound_term', 'on_the_bound', 'Chain', 'autoregressive', 'absorbing', 'uniform',
            'ramp_to_prior', 'ordinal', 'neighbour', 'gaussian', 'Job', 'digits_job', 'evenly', 'Examples', 'examples',
            'network', 'help_text', 'source_bytes', 'text_examples', 'company', 'letter_walk', 'named_process',
-           'job_process', 'asked', 'commit', 'origin', 'load_run', 'load_or_train', 'measured', 'bound_bits', 'Trained',
-           'curve_of', 'noise_of', 'watched_bits', 'watch_of', 'fit_job', 'train_job', 'run_job', 'show_chain',
-           'digits_log', 'digits_table', 'draw_labelled', 'read_results', 'once']
+           'job_process', 'asked', 'commit', 'begin', 'origin', 'load_run', 'load_or_train', 'measured', 'bound_bits',
+           'Trained', 'curve_of', 'noise_of', 'watched_bits', 'watch_of', 'fit_job', 'train_job', 'run_job',
+           'show_chain', 'digits_log', 'digits_table', 'draw_labelled', 'read_results', 'once']
 
 # %% ../nbs/19_runs.ipynb #b758036d
 import copy
@@ -324,14 +324,18 @@ def commit() -> str: # such as 1a2b3c4, or 1a2b3c4+; '' where git does not keep 
     changed = git('status', '--porcelain', '--untracked-files=no').stdout
     return git('rev-parse', '--short', 'HEAD').stdout.strip() + ('+' if changed else '')
 
+def begin() -> dict: # time, in seconds; commit
+    "When a run begins, and with which code: whoever commits during it changes neither."
+    return dict(time=time.time(), commit=commit())
+
 def origin(
     seed: int, # of the run
-    started: float, # time.time() when it began
+    began: dict, # of `begin`, called before it
     device: str, # where it computed
 ) -> dict: # seed, minutes, machine, commit
     "Where a number comes from."
-    minutes = (time.time() - started) / 60
-    return dict(seed=seed, minutes=minutes, machine=machine(device), commit=commit())
+    minutes = (time.time() - began['time']) / 60
+    return dict(seed=seed, minutes=minutes, machine=machine(device), commit=began['commit'])
 
 # %% ../nbs/19_runs.ipynb #b19a006e
 def load_run(
@@ -360,9 +364,9 @@ def load_or_train(
     path = kept_file(path.name, path.parent)
     if path.is_file(): return load_run(path, net, settings)
     print(f'{path.name}: no such file, so it is trained now', flush=True)
-    started, code, device = time.time(), commit(), str(next(net.parameters()).device)
+    began, device = begin(), str(next(net.parameters()).device)
     model, results = train(net)
-    about = origin(settings['seed'], started, device) | dict(commit=code) # what was trained with
+    about = origin(settings['seed'], began, device)
     state, kept = halved(weights(model)), dict(settings=settings, results=results, **about)
     save_tensors(path, state, kept)
     if checkpoints: shutil.rmtree(checkpoints, ignore_errors=True)

@@ -40,8 +40,8 @@ from discdiff_nb.core import Schedule, elbo, generate, linear_schedule
 from discdiff_nb.core import step_times, trajectory
 from discdiff_nb.data import decode
 from discdiff_nb.gaussian import Gaussian, to_classes
-from discdiff_nb.runs import (Job, bound_bits, curve_of, draw_labelled, examples, job_process,
-                              measured, network, noise_of, origin, watched_bits)
+from discdiff_nb.runs import (Job, begin, bound_bits, curve_of, draw_labelled, examples,
+                              job_process, measured, network, noise_of, origin, watched_bits)
 from discdiff_nb.sampling import ddim, generate_few_calls, inpaint
 from discdiff_nb.train import fit
 
@@ -252,13 +252,13 @@ def train(job, process, net, data, running, started):
 
 def run_job(job, out):
     "One part of a job; the log is written last, so that a job with a log is whole. False: goes on."
-    started = time.time()
+    began = begin()
     data = examples(job, device())
     process = noise(job, data.train)
     net = network(job, process, tuple(data.train.shape[1:])).to(device())
     running = out / 'running' / job.name
     ready = time.time()
-    trained = train(job, process, net, data, running, started)
+    trained = train(job, process, net, data, running, began['time'])
     if not trained: return False
     model, losses = trained
     state = halved(weights(model))
@@ -267,10 +267,10 @@ def run_job(job, out):
     results = text_results if job.length else image_results
     with torch.compiler.set_stance('force_eager'):
         log, drawn = results(job, process, model, data)
-    seconds = dict(ready=ready - started, training=training, results=time.time() - after)
+    seconds = dict(ready=ready - began['time'], training=training, results=time.time() - after)
     about = dict(seconds=seconds, noise=noise_of(process),
                  parameters=sum(p.numel() for p in model.parameters()),
-                 **origin(job.seed, started, device()))
+                 **origin(job.seed, began, device()))
     curve = curve_of(losses)
     keep(out, job, {f'net.{k}': v for k, v in state.items()} | drawn, about, log, curve)
     shutil.rmtree(running, ignore_errors=True)
