@@ -332,9 +332,9 @@ def refine(
             made.append(generate(chain, model, tuple(draft.shape), steps, g))
     return torch.cat(made)
 
-def shared_noise(n: int, seed: int) -> list: # n generators that draw the same numbers
+def shared_noise(n: int, seed: int, device: str = 'cpu') -> list: # generators, all the same
     "One noise for every image of a row."
-    return [torch.Generator().manual_seed(seed) for _ in range(n)]
+    return [torch.Generator(device).manual_seed(seed) for _ in range(n)]
 
 # %% ../nbs/25_diffusevae.ipynb #c8d9ae43
 def quantize_weight(
@@ -627,7 +627,7 @@ def judge_of(images: Images, n: int, steps: int) -> Callable: # of a score; of t
     half = len(images.test) // 2
     real, _ = features_of(net, images.test[half:half + n])
     def score(x):
-        features, p = features_of(net, x)
+        features, p = features_of(net, x.cpu())
         g = torch.Generator().manual_seed(0)
         _, se = spread(frechet_distance, (real, features), 5, g)
         more = dict(FD_se=se, IS=inception_score(p).item(), n=len(x))
@@ -639,6 +639,7 @@ class Bench(NamedTuple):
     plan: Plan
     folders: tuple # where networks are kept; where they are trained
     log: Path # of all answers
+    device: str # where networks compute
     images: Images
     vae: VAE
     z: Tensor # (N, latent) of the training set
@@ -647,22 +648,23 @@ class Bench(NamedTuple):
     score: Callable
 
 # %% ../nbs/25_diffusevae.ipynb #3aad1d1c
-def prepare(plan: Plan, folders: tuple, log: Path) -> Bench:
+def prepare(plan: Plan, folders: tuple, log: Path, device: str) -> Bench: # where to compute
     "Data, VAE, drafts of three kinds, and the judge (V1). Raises the errors of fit."
-    images, g, n = DATASETS[plan.data](plan.K), torch.Generator().manual_seed(0), plan.drawn
+    images, g, n = DATASETS[plan.data](plan.K), torch.Generator(device).manual_seed(0), plan.drawn
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = ConvVAE(plan.K, tuple(images.train.shape[1:]), plan.latent, plan.vae)
     vae.bias.data.copy_(pixel_marginals(images.train, plan.K).log())
     process = OneStep(plan.K, plan.latent)
-    vae = kept_network(plan, 'vae', process, vae, images.train, {}, plan.steps['vae'], folders)
-    z = encode_sample(vae, images.train, g)
-    latents = dict(reconstructions=encode_sample(vae, images.test[:n], g),
-                   prior=torch.randn(n, plan.latent, generator=g),
+    vae = kept_network(plan, 'vae', process, vae.to(device), images.train, {}, plan.steps['vae'],
+                       folders)
+    z = encode_sample(vae, images.train.to(device), g)
+    latents = dict(reconstructions=encode_sample(vae, images.test[:n].to(device), g),
+                   prior=torch.randn(n, plan.latent, generator=g, device=device),
                    mixture=draw_mixture(fit_mixture(z[:20_000], plan.components), n, g))
     drafts = {kind: condition(vae, some, True) for kind, some in latents.items()}
     score, cond = judge_of(images, n, plan.judge), condition(vae, z, True)
-    bench = Bench(plan, folders, log, images, vae, z, cond, drafts, score)
+    bench = Bench(plan, folders, log, device, images, vae, z, cond, drafts, score)
     once(log, 'real', lambda: score(images.test[:n]))
     for kind, read in drafts.items():
         x = to_classes(read['image'][..., 0], plan.K)
@@ -676,7 +678,7 @@ def trained_form(bench: Bench, name: str, channels: int = 0) -> tuple: # process
     process = Gaussian(plan.K, cosine_schedule(plan.T), 'v')
     shape = tuple(bench.images.train.shape[1:])
     net = refiner(process, shape, latent * plan.latent, channels or plan.channels,
-                  plan.multipliers)
+                  plan.multipliers).to(bench.device)
     file = name.replace(', ', '_').replace(' ', '') + (f'_{channels}' if channels else '')
     steps = plan.steps['other' if channels else 'refiner']
     return process, kept_network(plan, file, process, Shifted(net) if shifted else net,
@@ -691,7 +693,7 @@ def trained_other(bench: Bench, name: str) -> tuple: # process, network
         x0 = (x0, to_classes(bench.cond['image'][..., 0], DRAFT_LEVELS))
     else: process = dict(absorbing=absorbing, ordinal=ordinal)[name](plan.K, plan.T)
     shape = tuple(bench.images.train.shape[1:])
-    net = refiner(process, shape, plan.latent, plan.channels, plan.multipliers)
+    net = refiner(process, shape, plan.latent, plan.channels, plan.multipliers).to(bench.device)
     return process, kept_network(plan, name, process, net, x0, bench.cond, plan.steps['other'],
                                  bench.folders)
 
@@ -701,7 +703,7 @@ def add_claims(bench: Bench, process: Gaussian, net: nn.Module) -> None:
     plan, calls, mixture = bench.plan, bench.plan.calls[-1], bench.drafts['mixture']
     few = {name: x[:50] for name, x in bench.drafts['reconstructions'].items()}
     def error(n):
-        clean = to_levels(bench.images.test[:50], plan.K)
+        clean = to_levels(bench.images.test[:50].to(bench.device), plan.K)
         return inversion_error(process, partial(net, **few), clean, n)
     once(bench.log, 'inversion', lambda: {n: error(n) for n in plan.calls})
     def overlap():
@@ -723,7 +725,7 @@ def add_claims(bench: Bench, process: Gaussian, net: nn.Module) -> None:
 # %% ../nbs/25_diffusevae.ipynb #bb02efd4
 def onnx_files(bench: Bench, process: Gaussian, net: nn.Module, folder: Path) -> dict:
     "name -> file: the graph, and int8 and int4 made of it (V5). Raises DiscdiffError."
-    cond = {name: x[:64] for name, x in bench.drafts['mixture'].items()}
+    cond = {name: x[:64].cpu() for name, x in bench.drafts['mixture'].items()}
     shape, calls = cond['image'].shape[:-1], min(bench.plan.calls[-1], 25)
     t = torch.full(shape[:1], process.T)
     files = {name: folder / f'{name}.onnx' for name in ('onnx', 'int8', 'int8, T only', 'int4')}
@@ -752,7 +754,8 @@ def reads(cond: dict, latent: bool) -> dict: # without z where it is not read
 
 def add_int8(bench: Bench, process: Gaussian, net: nn.Module, folder: Path, timed: Callable):
     "Bytes, seconds of a call and scores of each way to compute (V5). Raises DiscdiffError."
-    calls, cond = bench.plan.calls[0], bench.drafts['mixture']
+    calls, net = bench.plan.calls[0], copy.deepcopy(net).cpu() # all ways on the CPU
+    cond = {name: x.cpu() for name, x in bench.drafts['mixture'].items()}
     files, threads = onnx_files(bench, process, net, folder), torch.get_num_threads()
     ways = {'float32': net, 'bfloat16': in_bf16(net)}
     if bench.plan.steps['refiner'] >= 1000: ways['compiled'] = torch.compile(net)
@@ -804,25 +807,27 @@ def add_gallery(bench: Bench, process: Gaussian, net: nn.Module) -> None:
         made[f'{kind}, draft'] = to_classes(ten['image'][..., 0], bench.plan.K)
         for n in (1, 2, 5, 10, 25, 100):
             if n <= process.T: made[f'{kind}, {n} steps'] = refine(process, net, ten, n)
-    way, pca = torch.linspace(-3, 3, 7), fit_pca(z, 2)
+    way, pca = torch.linspace(-3, 3, 7, device=z.device), fit_pca(z, 2)
     brighter = direction(z, bench.images.train.double().mean((1, 2)))
     rows = {'from one to the other': torch.lerp(z[0], z[1], (way[:, None] + 3) / 6),
             'component 1': pca.along(z[0], 0, way), 'component 2': pca.along(z[0], 1, way),
             'brightness': z[0] + way[:, None] * brighter}
     for name, row in rows.items():
-        cond, noise = condition(bench.vae, row, True), shared_noise(7, seed=1)
+        cond, noise = condition(bench.vae, row, True), shared_noise(7, 1, bench.device)
         shape = tuple(cond['image'].shape[:-1])
         made[name] = generate(measured(process), partial(net, **cond), shape, calls, noise)
-    save_tensors(path, {name: x.to(torch.uint8) for name, x in made.items()}, dict(calls=calls))
+    made = {name: x.to(torch.uint8).cpu() for name, x in made.items()}
+    save_tensors(path, made, dict(calls=calls))
 
 # %% ../nbs/25_diffusevae.ipynb #d4ea2ea8
 def study(
     plan: Plan, folders: tuple, log: Path, # sizes; kept networks, checkpoints; of all answers
     graphs: Path, # folder of the .onnx files
     timed: Callable, # timed({name: call}) -> {name: seconds}, such as `seconds` of chapter 26
+    device: str = 'cpu', # where networks compute
 ) -> tuple: # the log; the bench; process and network of form 1 with z
     "Everything at one size; what is in the log stays. Raises the errors of fit."
-    began, bench = begin(), prepare(plan, folders, log)
+    began, bench = begin(), prepare(plan, folders, log, device)
     process, net = trained_form(bench, 'form 1, z')
     add_claims(bench, process, net)
     add_students(bench, process, net)
@@ -836,5 +841,5 @@ def study(
     add_rows(bench, 'half the channels', *smaller, True, ['mixture'])
     for name in ('moving', 'absorbing', 'ordinal'):
         add_rows(bench, name, *trained_other(bench, name), True, ['mixture'])
-    once(log, 'origin', lambda: origin(0, began, 'cpu'))
+    once(log, 'origin', lambda: origin(0, began, device))
     return read_results(log), bench, process, net
