@@ -597,7 +597,7 @@ class Plan:
 TINY = Plan('tiny', 'digits', 9, 64, 4, 8, 4, 8, (1, 2), dict(vae=120, refiner=24, other=4,
             student=3), 1e-2, 'no', drawn=90, calls=(2, 4), judge=40)
 KEPT = Plan('kept', 'fashion_mnist', 16, 1024, 32, 32, 40, 32, (1, 2, 2), dict(vae=8000,
-            refiner=12_000, other=6000, student=2000), 2e-3, 'bf16', 1000, (10, 25, 100), 900)
+            refiner=10_000, other=5000, student=1500), 2e-3, 'bf16', 1000, (10, 25, 100), 900)
 
 # %% ../nbs/25_diffusevae.ipynb #0310ca6e
 def kept_network(
