@@ -584,7 +584,6 @@ ASSETS |= {
     'peers.json': '91f7860401df8f5a82fc8a12d4092d91',
     'speed.json': 'ef129db6bc83cf9ea7d8457a1f397334',
     'text_full_novels27_absorbing.json': '4112eb9f3dd15d3752804e2febe852f1',
-    'text_full_novels27_absorbing.safetensors': '0bc35d50af8753103608276e9a2cb20b',
     'text_kept_novels27.json': '46141822e7c62e7602b1305995240fdf',
     'text_small_novels27.json': '3dce63ec3c280fa2917bbf5abca95d7d',
     'text_small_novels27_absorbing.safetensors': 'a99ab65ffb637e8a50f7c89dbf4a78db',

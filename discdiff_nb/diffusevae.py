@@ -9,8 +9,9 @@ __all__ = ['DRAFT_LEVELS', 'TINY', 'KEPT', 'FORMS', 'conv', 'conv_encoder', 'con
            'moving_step', 'from_draft', 'refine', 'shared_noise', 'quantize_weight', 'need_onnx', 'export_onnx',
            'OnnxNet', 'ByPosition', 'calibration', 'quantize_onnx', 'distilled_target', 'thinned', 'Strided',
            'two_steps', 'Lesson', 'Halving', 'PCA', 'fit_pca', 'inversion_error', 'silhouette_overlap', 'Plan',
-           'kept_network', 'judge_of', 'Bench', 'prepare', 'trained_form', 'trained_other', 'add_claims', 'onnx_files',
-           'add_rows', 'reads', 'add_int8', 'in_bf16', 'add_students', 'add_gallery', 'study']
+           'kept_network', 'judge_of', 'Bench', 'prepare', 'in_bf16', 'with_drafts', 'trained_form', 'trained_other',
+           'add_claims', 'onnx_files', 'add_rows', 'reads', 'add_int8', 'trained_students', 'add_students',
+           'add_gallery', 'study']
 
 # %% ../nbs/25_diffusevae.ipynb #c193ecfb
 import copy
@@ -644,32 +645,47 @@ class Bench(NamedTuple):
     vae: VAE
     z: Tensor # (N, latent) of the training set
     cond: dict # drafts and latents of the training set
-    drafts: dict # kind: what a refiner reads, of plan.drawn drafts
-    score: Callable
+    drafts: dict # kind: what a refiner reads, of plan.drawn drafts; empty in training
+    score: Callable | None
 
 # %% ../nbs/25_diffusevae.ipynb #3aad1d1c
 def prepare(plan: Plan, folders: tuple, log: Path, device: str) -> Bench: # where to compute
-    "Data, VAE, drafts of three kinds, and the judge (V1). Raises the errors of fit."
-    images, g, n = DATASETS[plan.data](plan.K), torch.Generator(device).manual_seed(0), plan.drawn
+    "Data, the VAE, and what it says of the training set (V1). Raises the errors of fit."
+    images = DATASETS[plan.data](plan.K)
+    shape = tuple(images.train.shape[1:])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vae = ConvVAE(plan.K, tuple(images.train.shape[1:]), plan.latent, plan.vae)
+        vae = ConvVAE(plan.K, shape, plan.latent, plan.vae)
     vae.bias.data.copy_(pixel_marginals(images.train, plan.K).log())
     process = OneStep(plan.K, plan.latent)
     vae = kept_network(plan, 'vae', process, vae.to(device), images.train, {}, plan.steps['vae'],
                        folders)
+    g = torch.Generator(device).manual_seed(0)
     z = encode_sample(vae, images.train.to(device), g)
+    return Bench(plan, folders, log, device, images, vae, z, condition(vae, z, True), {}, None)
+
+def in_bf16(net: nn.Module) -> Callable: # out = net(x_t, t, **cond), float32
+    "A network whose layers compute in bfloat16."
+    def call(x_t, t, **cond):
+        with torch.autocast(x_t.device.type, torch.bfloat16): return net(x_t, t, **cond).float()
+    return call
+
+# %% ../nbs/25_diffusevae.ipynb #3aad1d1d
+def with_drafts(bench: Bench) -> Bench: # of `prepare`
+    "Add drafts of three kinds and the judge, and score the drafts (V1). Raises DataError."
+    plan, vae, images, device = bench.plan, bench.vae, bench.images, bench.device
+    g, n = torch.Generator(device).manual_seed(1), plan.drawn
+    mixture = fit_mixture(bench.z[:20_000], plan.components)
     latents = dict(reconstructions=encode_sample(vae, images.test[:n].to(device), g),
                    prior=torch.randn(n, plan.latent, generator=g, device=device),
-                   mixture=draw_mixture(fit_mixture(z[:20_000], plan.components), n, g))
+                   mixture=draw_mixture(mixture, n, g))
     drafts = {kind: condition(vae, some, True) for kind, some in latents.items()}
-    score, cond = judge_of(images, n, plan.judge), condition(vae, z, True)
-    bench = Bench(plan, folders, log, device, images, vae, z, cond, drafts, score)
-    once(log, 'real', lambda: score(images.test[:n]))
+    score = judge_of(images, n, plan.judge)
+    once(bench.log, 'real', lambda: score(images.test[:n]))
     for kind, read in drafts.items():
         x = to_classes(read['image'][..., 0], plan.K)
-        once(log, f'draft | {kind}', partial(score, x))
-    return bench
+        once(bench.log, f'draft | {kind}', partial(score, x))
+    return bench._replace(drafts=drafts, score=score)
 
 # %% ../nbs/25_diffusevae.ipynb #2ea8cc1c
 def trained_form(bench: Bench, name: str, channels: int = 0) -> tuple: # process, network
@@ -772,18 +788,10 @@ def add_int8(bench: Bench, process: Gaussian, net: nn.Module, folder: Path, time
         once(bench.log, f'way | {name}', scored)
 
 # %% ../nbs/25_diffusevae.ipynb #e10f8db2
-def in_bf16(net: nn.Module) -> Callable: # out = net(x_t, t, **cond), float32
-    "A network whose layers compute in bfloat16."
-    def call(x_t, t, **cond):
-        with torch.autocast(x_t.device.type, torch.bfloat16): return net(x_t, t, **cond).float()
-    return call
-
-def add_students(bench: Bench, process: Gaussian, net: nn.Module) -> None:
-    "Four halvings from 64 steps, and DDIM in as few steps without them (V6)."
-    plan, cond = bench.plan, bench.drafts['mixture']
-    def scored(chain, net): return bench.score(refine(ddim(chain), net, cond, chain.T))
+def trained_students(bench: Bench, process: Gaussian, net: nn.Module) -> list: # chain, network
+    "Four halvings from 64 steps, each a teacher of the next (V6). Raises the errors of fit."
+    plan, found = bench.plan, []
     chain, teacher = thinned(process, 64), Strided(net, process.T // 64)
-    once(bench.log, 'steps | DDIM | 64', partial(scored, chain, teacher))
     while chain.T > 4:
         n = chain.T // 2
         short = Halving(plan.K, thinned(chain, n).schedule, 'v')
@@ -791,10 +799,19 @@ def add_students(bench: Bench, process: Gaussian, net: nn.Module) -> None:
         lesson = partial(Lesson, teacher=teacher, process=chain)
         trained = kept_network(plan, f'student{n}', short, student, bench.images.train, bench.cond,
                                plan.steps['student'], bench.folders, lesson)
-        once(bench.log, f'steps | student | {n}', partial(scored, short, trained))
+        found.append((short, trained))
+        chain, teacher = thinned(chain, n), trained
+    return found
+
+def add_students(bench: Bench, process: Gaussian, net: nn.Module) -> None:
+    "Students of 32 to 4 steps, and DDIM in as many without them (V6)."
+    cond = bench.drafts['mixture']
+    def scored(chain, net): return bench.score(refine(ddim(chain), net, cond, chain.T))
+    for chain, student in trained_students(bench, process, net):
+        once(bench.log, f'steps | student | {chain.T}', partial(scored, chain, student))
+    for n in (64, 32, 16, 8, 4):
         plain = thinned(process, n), Strided(net, process.T // n)
         once(bench.log, f'steps | DDIM | {n}', partial(scored, *plain))
-        chain, teacher = thinned(chain, n), trained
 
 # %% ../nbs/25_diffusevae.ipynb #12f9bce0
 def add_gallery(bench: Bench, process: Gaussian, net: nn.Module) -> None:
@@ -827,7 +844,7 @@ def study(
     device: str = 'cpu', # where networks compute
 ) -> tuple: # the log; the bench; process and network of form 1 with z
     "Everything at one size; what is in the log stays. Raises the errors of fit."
-    began, bench = begin(), prepare(plan, folders, log, device)
+    began, bench = begin(), with_drafts(prepare(plan, folders, log, device))
     process, net = trained_form(bench, 'form 1, z')
     add_claims(bench, process, net)
     add_students(bench, process, net)
