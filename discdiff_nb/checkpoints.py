@@ -579,8 +579,12 @@ ASSETS |= {
 # %% ../nbs/15_checkpoints.ipynb #a55e7503
 ASSETS |= {
     'joint_shapes.json': '8a38d3e9b91a6c5b26f99c03d6301c6a',
-    'joint_shapes_drawn.safetensors': '011920f234d26bccce3859bd763a20b8',
     'layouts_captions.safetensors': 'd506d3ef37725ec1cf187cea70c20725',
+    'layouts_kept.json': '23bda43fba51caf9f40226a4cee1d537',
+    'layouts_kept_camvid.safetensors': '7310fe0ed5ddc4d737bcde0290e125ce',
+    'layouts_kept_drawn.safetensors': 'd9775b90016bea23807eb8a07c011448',
+    'layouts_kept_first.safetensors': '62a8fdae8fec6fff4f0da9e049f91c03',
+    'layouts_kept_pair.safetensors': '413533db9cb21a73258851e384aeee51',
     'peers.json': '91f7860401df8f5a82fc8a12d4092d91',
     'speed.json': 'ef129db6bc83cf9ea7d8457a1f397334',
     'text_full_novels27_absorbing.json': '4112eb9f3dd15d3752804e2febe852f1',
