@@ -588,7 +588,7 @@ ASSETS |= {
     'fashion_mnist_small_uniform_256.safetensors': 'a15d17d601a67d65d5ddfdd81c0ef1c1',
     'joint_shapes.json': '8a38d3e9b91a6c5b26f99c03d6301c6a',
     'layouts_captions.safetensors': 'd506d3ef37725ec1cf187cea70c20725',
-    'layouts_kept.json': '23bda43fba51caf9f40226a4cee1d537',
+    'layouts_kept.json': '914de1cf7650149bb0f4cd515d744097',
     'layouts_kept_camvid.safetensors': '7310fe0ed5ddc4d737bcde0290e125ce',
     'layouts_kept_drawn.safetensors': 'd9775b90016bea23807eb8a07c011448',
     'layouts_kept_first.safetensors': '62a8fdae8fec6fff4f0da9e049f91c03',
