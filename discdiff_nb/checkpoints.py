@@ -533,12 +533,7 @@ ASSETS = {
     'diffusedraw_bank_fashion32.safetensors': 'a54968c4b5ec15acce1ca40671ed320d',
     'diffusedraw_bank_mnist32.safetensors': '77c3ea0441dd4af5c804140f2d785fb7',
     'diffusedraw_kept.json': '10a335c4276b060402113bdb1bd47668',
-    'diffusevae_kept_absorbing.safetensors': '7fe5d8f997fab6b888ea71f8ce866676',
-    'diffusevae_kept_form1.safetensors': '62ca1c38247b19faeacdae70467477d7',
     'diffusevae_kept_form1_z.safetensors': '6638ae5bfeb82b402e83a2561e8f5419',
-    'diffusevae_kept_form2.safetensors': 'cedab1f2676b25f6fc68cd9573e25187',
-    'diffusevae_kept_form2_z.safetensors': 'b32b6c93d128d562d96338454c5f0baa',
-    'diffusevae_kept_moving.safetensors': 'd3c97e6e61f0924fae68dfbd9e4f8c23',
     'diffusevae_kept_vae.safetensors': '1dda27131ee0dc3f0da2fcda8a5040a9',
     'digits.json': 'c5eece70955f22257a2d04fc36b65754',
     'digits_absorbing.safetensors': 'c26ba4260ac2c896dc9b104649f28ad3',
@@ -550,10 +545,6 @@ ASSETS = {
     'digits_reweighted.safetensors': '8c6d63f4a9d6faf98188a21ee3e87a96',
     'digits_uniform.safetensors': 'b362e38131b35fa85b9b64c71f12428b',
     'digits_untimed.safetensors': '857b6c012cf25e3985638fa4f637c54a',
-}
-
-# %% ../nbs/15_checkpoints.ipynb #a55e7502
-ASSETS |= {
     'digits_vae.safetensors': '01ec316889e0362633d23d5441b866b8',
     'fashion_mnist_full_absorbing_16.json': '7a721f8e2e156739194838e727bace4e',
     'fashion_mnist_full_absorbing_16.safetensors': '53859fe4d6e2ecad41d66bd9f7af54a6',
@@ -561,6 +552,10 @@ ASSETS |= {
     'fashion_mnist_full_ordinal_16.safetensors': '93b1532cd98bba374e9bfa182291232e',
     'fashion_mnist_full_scores.json': 'e16ec5e0ebe9dd05fc3c60ebb20cec45',
     'fashion_mnist_full_uniform_16.json': '7652735a5680371d413c8056632672cd',
+}
+
+# %% ../nbs/15_checkpoints.ipynb #a55e7502
+ASSETS |= {
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
     'fashion_mnist_kept.json': '816d3c4a4c83aa652fcc856a796d997d',
     'fashion_mnist_kept_absorbing_16.safetensors': 'eb1cadbb171f43da556a057d553c7a83',
@@ -569,15 +564,10 @@ ASSETS |= {
     'fashion_mnist_kept_gaussian_16_drawn.safetensors': 'a515f44bd7340969a38c9f2e27276ccc',
     'fashion_mnist_kept_longer_16.safetensors': '70d007dad09652884841c117a28212bc',
     'fashion_mnist_kept_longer_16_drawn.safetensors': '18826c28b67161f3d69b7dc69f5dc119',
-    'fashion_mnist_kept_neighbour_16.safetensors': 'fd0eadbfed12d638e2886b38809d305f',
     'fashion_mnist_kept_ordinal_16.safetensors': 'cece65f0f8a81d8398b7efc69e2666d7',
     'fashion_mnist_kept_ordinal_16_drawn.safetensors': 'bfbf026ed290e79bec96626ade6fb0ff',
     'fashion_mnist_kept_uniform_16.safetensors': 'd5cade3f1ed9545bbf71c0d293e47afc',
     'fashion_mnist_kept_uniform_16_drawn.safetensors': '97185cd8edfa48db2a1bb076af3f0394',
-}
-
-# %% ../nbs/15_checkpoints.ipynb #a55e7503
-ASSETS |= {
     'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
     'fashion_mnist_small_Gaussian-levels_16.safetensors': '1db7c772a6e32054ac09e1fb9a0c6021',
     'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
@@ -588,21 +578,15 @@ ASSETS |= {
     'fashion_mnist_small_uniform_256.safetensors': 'a15d17d601a67d65d5ddfdd81c0ef1c1',
     'joint_shapes.json': '8a38d3e9b91a6c5b26f99c03d6301c6a',
     'layouts_captions.safetensors': 'd506d3ef37725ec1cf187cea70c20725',
+}
+
+# %% ../nbs/15_checkpoints.ipynb #a55e7503
+ASSETS |= {
     'layouts_kept.json': '914de1cf7650149bb0f4cd515d744097',
     'layouts_kept_camvid.safetensors': '7310fe0ed5ddc4d737bcde0290e125ce',
     'layouts_kept_drawn.safetensors': 'd9775b90016bea23807eb8a07c011448',
     'layouts_kept_first.safetensors': '62a8fdae8fec6fff4f0da9e049f91c03',
-    'layouts_kept_image.safetensors': '24d0a1fef4f665a0b7ef10858261f851',
-    'layouts_kept_layout.safetensors': 'c9872dcd9f23748c517ffa215f1680be',
-    'layouts_kept_painter.safetensors': '54a1a7528dca74c1beaf1f618955b2f6',
     'layouts_kept_pair.safetensors': '413533db9cb21a73258851e384aeee51',
-    'layouts_kept_read.safetensors': '46a783874bacaff87a0aa29a064da653',
-    'layouts_kept_read_camvid.safetensors': 'b002320d1921e187383a99971a3afccb',
-}
-
-# %% ../nbs/15_checkpoints.ipynb #a55e7511
-ASSETS |= {
-    'layouts_kept_read_first.safetensors': '17dcdc6e08071a2181d9af6742345c0a',
     'peers.json': '91f7860401df8f5a82fc8a12d4092d91',
     'speed.json': 'ef129db6bc83cf9ea7d8457a1f397334',
     'text_full_novels27_absorbing.json': '4112eb9f3dd15d3752804e2febe852f1',
@@ -613,8 +597,8 @@ ASSETS |= {
     'text_small_novels27_neighbour.safetensors': 'ee8312d95d00bdb8571a11e80f6105fe',
     'text_small_novels27_uniform.safetensors': 'c6b24a56c65012e9f1b06e02692b10f3',
     'unleashing_kept_codes.safetensors': '009cf2540d8c4bfc1bcf438bcd4b5df4',
-    'unleashing_kept_colour_absorbing.safetensors': '977ac13c37e0ec343b95b74c4bf4aadb',
-    'unleashing_kept_colour_codes.safetensors': 'fc9ad97748de03d22a7551efaa6e1905',
+    'unleashing_kept_colour.json': '680c54c09e659ab2adb6ed2db1f1d44f',
+    'unleashing_kept_colour_codes_drawn.safetensors': '7c64bdd7e8b71d458813d29a3a7668e2',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7504
