@@ -533,7 +533,7 @@ ASSETS = {
     'diffusedraw_bank_fashion32.safetensors': 'a54968c4b5ec15acce1ca40671ed320d',
     'diffusedraw_bank_mnist32.safetensors': '77c3ea0441dd4af5c804140f2d785fb7',
     'diffusedraw_kept.json': '10a335c4276b060402113bdb1bd47668',
-    'diffusevae_kept.json': '27963f6fa866bd477c8b51cf20935a73',
+    'diffusevae_kept.json': '7c35d209577dd19b4a890d66fb5adcd2',
     'diffusevae_kept_drawn.safetensors': 'c53576258650b367e8858191e3ce4007',
     'diffusevae_kept_form1_z.safetensors': '6638ae5bfeb82b402e83a2561e8f5419',
     'diffusevae_kept_vae.safetensors': '1dda27131ee0dc3f0da2fcda8a5040a9',
@@ -598,9 +598,12 @@ ASSETS |= {
     'text_small_novels27_autoregressive.safetensors': '1a84b2b873c7877cabcf8f527739b30a',
     'text_small_novels27_neighbour.safetensors': 'ee8312d95d00bdb8571a11e80f6105fe',
     'text_small_novels27_uniform.safetensors': 'c6b24a56c65012e9f1b06e02692b10f3',
+    'unleashing_kept.json': '641d6f78a13990bd47582c231a99daab',
     'unleashing_kept_codes.safetensors': '009cf2540d8c4bfc1bcf438bcd4b5df4',
+    'unleashing_kept_codes_drawn.safetensors': '994aa6298968fe75924134068e6b0bff',
     'unleashing_kept_colour.json': '680c54c09e659ab2adb6ed2db1f1d44f',
     'unleashing_kept_colour_codes_drawn.safetensors': '7c64bdd7e8b71d458813d29a3a7668e2',
+    'unleashing_kept_labelled.safetensors': '55f7926c333bfdea5179a5ae01573b08',
 }
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7504
