@@ -629,8 +629,7 @@ def judge_of(images: Images, n: int, steps: int) -> Callable: # of a score; of t
     real, _ = features_of(net, images.test[half:half + n])
     def score(x):
         features, p = features_of(net, x.cpu())
-        g = torch.Generator().manual_seed(0)
-        _, se = spread(frechet_distance, (real, features), 5, g)
+        _, se = spread(frechet_distance, (real, features), 5, torch.Generator().manual_seed(0))
         more = dict(FD_se=se, IS=inception_score(p).item(), n=len(x))
         return scores(real, features) | more
     return score
