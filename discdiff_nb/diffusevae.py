@@ -9,7 +9,7 @@ __all__ = ['DRAFT_LEVELS', 'TINY', 'KEPT', 'FORMS', 'conv', 'conv_encoder', 'con
            'moving_step', 'from_draft', 'refine', 'shared_noise', 'quantize_weight', 'need_onnx', 'export_onnx',
            'OnnxNet', 'ByPosition', 'calibration', 'quantize_onnx', 'distilled_target', 'thinned', 'Strided',
            'two_steps', 'Lesson', 'Halving', 'PCA', 'fit_pca', 'inversion_error', 'silhouette_overlap', 'Plan',
-           'kept_network', 'judge_of', 'Bench', 'prepare', 'in_bf16', 'with_drafts', 'trained_form', 'trained_other',
+           'kept_network', 'judge_of', 'Bench', 'prepare', 'to_draw', 'with_drafts', 'trained_form', 'trained_other',
            'add_claims', 'onnx_files', 'add_rows', 'reads', 'add_int8', 'trained_students', 'add_students',
            'add_gallery', 'study']
 
@@ -38,8 +38,8 @@ from .metrics import (confusion, features_of, frechet_distance, inception_score,
                                  scores, spread, train_features)
 from .multinomial import Categorical
 from .nets import UNet, check_plan
-from .runs import (Job, absorbing, begin, fit_job, load_or_train, measured, noise_of,
-                              once, ordinal, origin, read_results)
+from .runs import (Job, absorbing, begin, fit_job, in_bf16, load_or_train, measured,
+                              noise_of, once, ordinal, origin, read_results)
 from .sampling import ddim
 from .vae import VAE, kl_diagonal, log_likelihood, reparametrize
 
@@ -663,11 +663,9 @@ def prepare(plan: Plan, folders: tuple, log: Path, device: str) -> Bench: # wher
     z = encode_sample(vae, images.train.to(device), g)
     return Bench(plan, folders, log, device, images, vae, z, condition(vae, z, True), {}, None)
 
-def in_bf16(net: nn.Module) -> Callable: # out = net(x_t, t, **cond), float32
-    "A network whose layers compute in bfloat16."
-    def call(x_t, t, **cond):
-        with torch.autocast(x_t.device.type, torch.bfloat16): return net(x_t, t, **cond).float()
-    return call
+def to_draw(plan: Plan, net: nn.Module) -> Callable: # out = net(x_t, t, **cond)
+    "Compiled and in bfloat16, where it was trained so."
+    return in_bf16(torch.compile(net)) if plan.precision == 'bf16' else net
 
 # %% ../nbs/25_diffusevae.ipynb #3aad1d1d
 def with_drafts(bench: Bench) -> Bench: # of `prepare`
@@ -716,26 +714,27 @@ def trained_other(bench: Bench, name: str) -> tuple: # process, network
 def add_claims(bench: Bench, process: Gaussian, net: nn.Module) -> None:
     "Inversion, silhouettes, and z projected on a few components, at inference only (V7)."
     plan, calls, mixture = bench.plan, bench.plan.calls[-1], bench.drafts['mixture']
+    quick = to_draw(plan, net)
     few = {name: x[:50] for name, x in bench.drafts['reconstructions'].items()}
     def error(n):
         clean = to_levels(bench.images.test[:50].to(bench.device), plan.K)
         return inversion_error(process, partial(net, **few), clean, n)
     once(bench.log, 'inversion', lambda: {n: error(n) for n in plan.calls})
     def overlap():
-        x = to_levels(refine(process, net, mixture, calls), plan.K)
+        x = to_levels(refine(process, quick, mixture, calls), plan.K)
         return silhouette_overlap(mixture['image'][..., 0], x)
     once(bench.log, 'silhouette', overlap)
     def early(x_t, t, image, z):
-        return net(x_t, t, image=image, z=torch.where(t[:, None] <= process.T / 2, z, 0.))
+        return quick(x_t, t, image=image, z=torch.where(t[:, None] <= process.T / 2, z, 0.))
     def scored(net, z): return bench.score(refine(process, net, mixture | dict(z=z), calls))
     for k in sorted({2, plan.latent // 2, plan.latent}):
         z = fit_pca(bench.z, k).project(mixture['z'])
-        once(bench.log, f'components | {k}', partial(scored, net, z))
+        once(bench.log, f'components | {k}', partial(scored, quick, z))
     once(bench.log, 'components | early', partial(scored, early, mixture['z']))
     for part in (4, 2):
         start, n = process.T // part, max(1, calls // part)
         once(bench.log, f'truncated | {start}, {n} steps', lambda: bench.score(
-            refine(process, net, mixture, n, start=start)))
+            refine(process, quick, mixture, n, start=start)))
 
 # %% ../nbs/25_diffusevae.ipynb #bb02efd4
 def onnx_files(bench: Bench, process: Gaussian, net: nn.Module, folder: Path) -> dict:
@@ -754,10 +753,11 @@ def onnx_files(bench: Bench, process: Gaussian, net: nn.Module, folder: Path) ->
 
 def add_rows(bench: Bench, name: str, process: Process, net: nn.Module, latent: bool, kinds):
     "Scores of one refiner on drafts of some kinds, for each number of calls."
+    quick = to_draw(bench.plan, net)
     for kind in kinds:
         cond = reads(bench.drafts[kind], latent)
         for calls in bench.plan.calls:
-            def scored(): return bench.score(refine(process, net, cond, calls))
+            def scored(): return bench.score(refine(process, quick, cond, calls))
             once(bench.log, f'{name} | {kind} | {calls}', scored)
 
 # %% ../nbs/25_diffusevae.ipynb #5dec4095
@@ -850,7 +850,7 @@ def study(
     if 'way | int4' not in read_results(log):
         try: add_int8(bench, process, net, graphs, timed)
         except DiscdiffError as e: print('int8 is left out:', e)
-    add_gallery(bench, process, net)
+    add_gallery(bench, process, to_draw(plan, net))
     for name, (_, latent) in FORMS.items():
         add_rows(bench, name, *trained_form(bench, name), latent, bench.drafts)
     smaller = trained_form(bench, 'form 1, z', max(8, plan.channels // 2))

@@ -7,7 +7,7 @@ __all__ = ['PROCESSES', 'TEXTS', 'NOISE', 'bound_term', 'on_the_bound', 'Chain',
            'ramp_to_prior', 'ordinal', 'neighbour', 'gaussian', 'Job', 'digits_job', 'evenly', 'Examples', 'examples',
            'network', 'help_text', 'source_bytes', 'text_examples', 'company', 'letter_walk', 'named_process',
            'job_process', 'asked', 'commit', 'begin', 'origin', 'load_run', 'load_or_train', 'measured', 'bound_bits',
-           'Trained', 'curve_of', 'noise_of', 'watched_bits', 'watch_of', 'fit_job', 'train_job', 'run_job',
+           'in_bf16', 'Trained', 'curve_of', 'noise_of', 'watched_bits', 'watch_of', 'fit_job', 'train_job', 'run_job',
            'show_chain', 'digits_log', 'digits_table', 'draw_labelled', 'read_results', 'once']
 
 # %% ../nbs/19_runs.ipynb #b758036d
@@ -396,6 +396,16 @@ def bound_bits(
     each = (found['each'] / math.log(2) + label) / D
     return dict(bits=each.mean().item(), se=each.std().item() / len(each) ** 0.5,
                 each=[round(b, 4) for b in each.tolist()], n=len(x0), n_t=n_t)
+
+# %% ../nbs/19_runs.ipynb #b19a009c
+def in_bf16(
+    model: Callable, # trained: a network, or torch.compile of one
+) -> Callable: # out = model(x_t, t, ...), float32
+    "To draw with, in the precision that kept networks are trained in; bits stay in float32."
+    def answer(x_t, t, *others, **cond):
+        with torch.autocast(t.device.type, torch.bfloat16): out = model(x_t, t, *others, **cond)
+        return tuple(part.float() for part in out) if isinstance(out, tuple) else out.float()
+    return answer
 
 # %% ../nbs/19_runs.ipynb #b19a0009
 class Trained(NamedTuple):

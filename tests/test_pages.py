@@ -24,10 +24,11 @@ def test_order(size):
 def test_definitions(tmp_path):
     "Constants, functions and dicts; nothing that runs."
     page = tmp_path / 'page.ipynb'
-    cells = ["import math\nsmall = dict(a=1)\nBIG = small['a'] + 1\nfound = 1 / 0", "def f(x): return x + BIG\nf(1)\nBAD = missing", '%pip install x']
+    cells = ["import math\nsmall = dict(a=1)\nBIG = small['a'] + 1\nfound = 1 / 0", "def f(x): return x + BIG\nf(1)\nBAD = missing",
+             "class Count: pass\ndef up(self): return 7\nCount.up = up", '%pip install x']
     page.write_text(pages.json.dumps(dict(cells=[dict(cell_type='code', source=[cell]) for cell in cells])))
     space = pages.definitions(page)
-    assert space['f'](1) == 3 and 'found' not in space and 'BAD' not in space
+    assert space['f'](1) == 3 and space['Count']().up() == 7 and 'found' not in space and 'BAD' not in space
 
 
 def run(out, capsys, *words):
@@ -44,6 +45,17 @@ def test_run(tmp_path, capsys):
     assert {'diffusedraw_tiny_digits_w50.safetensors', 'diffusedraw_tiny_digits_autoregressive.safetensors'} <= {file.name for file in made}
     assert run(tmp_path, capsys, *wanted) == ''
     assert made == {file: file.stat().st_mtime_ns for file in made}
+
+
+def test_what_is_kept_is_not_made_again(tmp_path):
+    "It lies in OUT/assets before the first task; a file of OUT's own stays as it is."
+    (tmp_path / 'assets').mkdir()
+    mine = tmp_path / 'assets' / 'layouts_kept.json'
+    mine.write_text('{}')
+    pages.furnish(tmp_path)
+    assert mine.read_text() == '{}'
+    there = {file.name for file in (tmp_path / 'assets').iterdir()}
+    assert there == {file.name for file in (pages.ROOT / 'nbs' / 'assets').iterdir()}
 
 
 def test_failure_ends(tmp_path, capsys, monkeypatch):

@@ -111,3 +111,18 @@ def test_the_commit_of_a_run_is_the_one_that_it_began_with(tmp_path, monkeypatch
     monkeypatch.setattr(runs, 'commit', lambda: next(found))
     _, kept = runs.load_or_train(tmp_path / 'net.safetensors', nn.Linear(2, 2), dict(seed=0), lambda net: (net, {}))
     assert kept['commit'] == 'before'
+
+
+def test_in_bf16():
+    "The layers compute in bfloat16, the answer is float32, of a pair both halves; the network stays as it was."
+    seen, layer = [], nn.Linear(4, 2)
+
+    def net(x_t, t, y):
+        h = layer(x_t) + y
+        seen.append(h.dtype)
+        return h if t[0] == 1 else (h, 2 * h)
+    x_t, t, y = torch.randn(3, 4), torch.ones(3).long(), torch.zeros(3, 1, dtype=torch.bfloat16)
+    with torch.no_grad(): out, pair = runs.in_bf16(net)(x_t, t, y=y), runs.in_bf16(net)(x_t, t + 1, y)
+    assert seen == [torch.bfloat16] * 2 and out.dtype == torch.float32
+    assert type(pair) is tuple and torch.equal(pair[0], out) and torch.equal(pair[1], 2 * out)
+    assert (out - layer(x_t)).abs().max() < 0.05 and layer.weight.dtype == torch.float32

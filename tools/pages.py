@@ -12,13 +12,13 @@ when the minutes are over, and the next run goes on from it and from the checkpo
 
 Seen on an H200 with 14 processes: 330 steps a second in all, of networks that alone make 80 to 100.
 That is with NVIDIA's MPS (`nvidia-cuda-mps-control -d` before), which lets kernels of several
-processes run side by side. A machine that is given back between two calls loses everything: bring
-OUT home before it."""
+processes run side by side."""
 import argparse
 import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -184,13 +184,14 @@ def tasks_of(size):
 # one task
 
 def wanted(node):
-    "Is a statement an import, a function, a class, a CONSTANT, or a dict of arguments?"
+    "Is it an import, a function, a class, `Class.method = f`, a CONSTANT, a dict of arguments?"
     if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)): return True
     if not isinstance(node, (ast.Assign, ast.AugAssign)): return False
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
     names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
     constant = names and all(name.isupper() for name in names)
-    return bool(constant or ast.unparse(node.value).startswith('dict('))
+    method = isinstance(targets[0], ast.Attribute) and names[0][0].isupper()
+    return bool(constant or method or ast.unparse(node.value).startswith('dict('))
 
 
 def definitions(path):
@@ -207,11 +208,9 @@ def definitions(path):
 
 def patient(load_or_train, makers, mine, out):
     "`load_or_train` that waits for a file which another task makes."
-    from discdiff_nb.checkpoints import kept_file
-
     def load(path, *rest):
-        maker, file = makers.get(path.name), kept_file(path.name, path.parent)
-        while maker and path.name not in mine and not file.is_file():
+        maker = makers.get(path.name)
+        while maker and path.name not in mine and not path.is_file():
             if (out / 'logs' / f'{maker}.failed').is_file(): raise SystemExit(f'{maker} failed')
             time.sleep(1)
         return load_or_train(path, *rest)
@@ -238,6 +237,13 @@ def one(task, tasks, out):
 
 # all tasks
 
+def furnish(out):
+    "The folders, and in them what nbs/assets keeps: that is loaded, not made again."
+    for part in ('assets', 'runs', 'logs'): (out / part).mkdir(parents=True, exist_ok=True)
+    for kept in (ROOT / 'nbs' / 'assets').iterdir():
+        if not (out / 'assets' / kept.name).exists(): shutil.copy(kept, out / 'assets')
+
+
 def begin(task, args, out):
     "Start its process."
     command = [sys.executable, __file__, 'one', task.name, str(out), '--size', args.size]
@@ -250,7 +256,6 @@ def run(args, tasks, out):
     "Begin each task as soon as it may, and end all when the minutes are over."
     started, running = time.time(), {}
     def say(words): print(f'{time.time() - started:5.0f} s  {words}', flush=True)
-    for part in ('assets', 'runs', 'logs'): (out / part).mkdir(parents=True, exist_ok=True)
     for old in (out / 'logs').glob('*.failed'): old.unlink()
     done = {task.name for task in tasks if (out / 'logs' / f'{task.name}.done').is_file()}
     left = [task for task in tasks if task.name not in done]
@@ -295,9 +300,12 @@ def main(argv=None):
     if args.command == 'one':
         found = [task for task in every if task.name == args.name]
         if not found: raise SystemExit(f'pages.py: no task {args.name!r}; see pages.py list')
+        furnish(args.out.resolve())
         return one(found[0], every, args.out.resolve())
     tasks = [task for task in every if re.search(args.match, task.name)]
-    if args.command == 'run': return run(args, tasks, args.out.resolve())
+    if args.command == 'run':
+        furnish(args.out.resolve())
+        return run(args, tasks, args.out.resolve())
     for task in tasks: print(task.page, ', after '.join([task.name, *task.needs]))
 
 
