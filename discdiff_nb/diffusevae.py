@@ -9,8 +9,8 @@ __all__ = ['DRAFT_LEVELS', 'TINY', 'KEPT', 'FORMS', 'conv', 'conv_encoder', 'con
            'moving_step', 'from_draft', 'refine', 'shared_noise', 'quantize_weight', 'need_onnx', 'export_onnx',
            'OnnxNet', 'ByPosition', 'calibration', 'quantize_onnx', 'distilled_target', 'thinned', 'Strided',
            'two_steps', 'Lesson', 'Halving', 'PCA', 'fit_pca', 'inversion_error', 'silhouette_overlap', 'Plan',
-           'kept_network', 'judge_of', 'Bench', 'prepare', 'to_draw', 'with_drafts', 'trained_form', 'trained_other',
-           'add_claims', 'onnx_files', 'add_rows', 'reads', 'add_int8', 'trained_students', 'add_students',
+           'kept_network', 'judge_of', 'Bench', 'prepare', 'to_draw', 'with_drafts', 'reads', 'trained_form',
+           'trained_other', 'add_claims', 'onnx_files', 'add_rows', 'add_int8', 'trained_students', 'add_students',
            'add_gallery', 'study']
 
 # %% ../nbs/25_diffusevae.ipynb #c193ecfb
@@ -35,7 +35,7 @@ from .data import DATASETS, Images
 from .gaussian import (Gaussian, jump, posterior, predicted_x0, reverse_step,
                                   target_line, to_classes, to_levels)
 from .metrics import (confusion, features_of, frechet_distance, inception_score, iou,
-                                 scores, spread, train_features)
+                                 mean_se, scores, train_features)
 from .multinomial import Categorical
 from .nets import UNet, check_plan
 from .runs import (Job, absorbing, begin, fit_job, in_bf16, load_or_train, measured,
@@ -622,16 +622,15 @@ def kept_network(
     return trained
 
 # %% ../nbs/25_diffusevae.ipynb #8bc038b3
-def judge_of(images: Images, n: int, steps: int) -> Callable: # of a score; of the classifier
+def judge_of(images: Images, n: int, steps: int) -> Callable: # most to judge; of the classifier
     "score((n, H, W) classes) -> FD and its error, KID, precision to coverage, inception score."
     net = train_features(images.train, images.train_labels, images.K, steps=steps)
-    half = len(images.test) // 2
-    real, _ = features_of(net, images.test[half:half + n])
+    all_real, _ = features_of(net, images.test[len(images.test) // 2:][:n])
     def score(x):
-        features, p = features_of(net, x.cpu())
-        _, se = spread(frechet_distance, (real, features), 5, torch.Generator().manual_seed(0))
-        more = dict(FD_se=se, IS=inception_score(p).item(), n=len(x))
-        return scores(real, features) | more
+        real, (fake, p) = all_real[:len(x)], features_of(net, x.cpu())
+        FDs = torch.stack([frechet_distance(*two) for two in zip(real.chunk(5), fake.chunk(5))])
+        more = dict(FD_se=mean_se(FDs)[1].item(), FDs=FDs.tolist(), IS=inception_score(p).item())
+        return scores(real, fake) | more | dict(n=len(x))
     return score
 
 class Bench(NamedTuple):
@@ -677,12 +676,18 @@ def with_drafts(bench: Bench) -> Bench: # of `prepare`
                    prior=torch.randn(n, plan.latent, generator=g, device=device),
                    mixture=draw_mixture(mixture, n, g))
     drafts = {kind: condition(vae, some, True) for kind, some in latents.items()}
-    score = judge_of(images, n, plan.judge)
+    score = judge_of(images, 2 * n, plan.judge)
     once(bench.log, 'real', lambda: score(images.test[:n]))
     for kind, read in drafts.items():
         x = to_classes(read['image'][..., 0], plan.K)
         once(bench.log, f'draft | {kind}', partial(score, x))
     return bench._replace(drafts=drafts, score=score)
+
+FORMS = {'form 1': (False, False), 'form 1, z': (False, True), # is the mean shifted? is z read?
+         'form 2': (True, False), 'form 2, z': (True, True)}
+def reads(cond: dict, latent: bool) -> dict: # without z where it is not read
+    "The part of the conditions that a network reads."
+    return cond if latent else {name: x for name, x in cond.items() if name != 'z'}
 
 # %% ../nbs/25_diffusevae.ipynb #2ea8cc1c
 def trained_form(bench: Bench, name: str, channels: int = 0) -> tuple: # process, network
@@ -713,7 +718,7 @@ def trained_other(bench: Bench, name: str) -> tuple: # process, network
 # %% ../nbs/25_diffusevae.ipynb #0870398e
 def add_claims(bench: Bench, process: Gaussian, net: nn.Module) -> None:
     "Inversion, silhouettes, and z projected on a few components, at inference only (V7)."
-    plan, calls, mixture = bench.plan, bench.plan.calls[-1], bench.drafts['mixture']
+    plan, calls, mixture = bench.plan, bench.plan.calls[1], bench.drafts['mixture']
     quick = to_draw(plan, net)
     few = {name: x[:50] for name, x in bench.drafts['reconstructions'].items()}
     def error(n):
@@ -761,16 +766,11 @@ def add_rows(bench: Bench, name: str, process: Process, net: nn.Module, latent: 
             once(bench.log, f'{name} | {kind} | {calls}', scored)
 
 # %% ../nbs/25_diffusevae.ipynb #5dec4095
-FORMS = {'form 1': (False, False), 'form 1, z': (False, True), # is the mean shifted? is z read?
-         'form 2': (True, False), 'form 2, z': (True, True)}
-def reads(cond: dict, latent: bool) -> dict: # without z where it is not read
-    "The part of the conditions that a network reads."
-    return cond if latent else {name: x for name, x in cond.items() if name != 'z'}
-
 def add_int8(bench: Bench, process: Gaussian, net: nn.Module, folder: Path, timed: Callable):
     "Bytes, seconds of a call and scores of each way to compute (V5). Raises DiscdiffError."
     calls, net = bench.plan.calls[0], copy.deepcopy(net).cpu() # all ways on the CPU
-    cond = {name: x.cpu() for name, x in bench.drafts['mixture'].items()}
+    mixture = bench.drafts['mixture'].items()
+    cond = {name: torch.cat([x, x]).cpu() for name, x in mixture} # two images of each draft
     files, threads = onnx_files(bench, process, net, folder), torch.get_num_threads()
     ways = {'float32': net, 'bfloat16': in_bf16(net)}
     if bench.plan.steps['refiner'] >= 1000: ways['compiled'] = torch.compile(net)
@@ -790,11 +790,12 @@ def add_int8(bench: Bench, process: Gaussian, net: nn.Module, folder: Path, time
 def trained_students(bench: Bench, process: Gaussian, net: nn.Module) -> list: # chain, network
     "Four halvings from 64 steps, each a teacher of the next (V6). Raises the errors of fit."
     plan, found = bench.plan, []
-    chain, teacher = thinned(process, 64), Strided(net, process.T // 64)
-    while chain.T > 4:
-        n = chain.T // 2
+    chain, teacher = thinned(process, 64), Strided(copy.deepcopy(net), process.T // 64)
+    for n in (32, 16, 8, 4):
         short = Halving(plan.K, thinned(chain, n).schedule, 'v')
         student = Strided(copy.deepcopy(teacher.net), process.T // n).requires_grad_(True)
+        if plan.steps['student'] >= 1000: # where it is worth it
+            for each in (teacher.net, student.net): each.compile()
         lesson = partial(Lesson, teacher=teacher, process=chain)
         trained = kept_network(plan, f'student{n}', short, student, bench.images.train, bench.cond,
                                plan.steps['student'], bench.folders, lesson)
@@ -805,12 +806,11 @@ def trained_students(bench: Bench, process: Gaussian, net: nn.Module) -> list: #
 def add_students(bench: Bench, process: Gaussian, net: nn.Module) -> None:
     "Students of 32 to 4 steps, and DDIM in as many without them (V6)."
     cond = bench.drafts['mixture']
-    def scored(chain, net): return bench.score(refine(ddim(chain), net, cond, chain.T))
-    for chain, student in trained_students(bench, process, net):
-        once(bench.log, f'steps | student | {chain.T}', partial(scored, chain, student))
-    for n in (64, 32, 16, 8, 4):
-        plain = thinned(process, n), Strided(net, process.T // n)
-        once(bench.log, f'steps | DDIM | {n}', partial(scored, *plain))
+    def scored(n, net):
+        return bench.score(refine(ddim(thinned(process, n)), to_draw(bench.plan, net), cond, n))
+    def row(who, n, net): once(bench.log, f'steps | {who} | {n}', partial(scored, n, net))
+    for chain, student in trained_students(bench, process, net): row('student', chain.T, student)
+    for n in (64, 32, 16, 8, 4): row('DDIM', n, Strided(net, process.T // n))
 
 # %% ../nbs/25_diffusevae.ipynb #12f9bce0
 def add_gallery(bench: Bench, process: Gaussian, net: nn.Module) -> None:
