@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,13 @@ def check_whole(job, out):
     "A log with a bound and a curve, weights and samples; nothing half done beside them."
     log = json.loads((out / f'{job.name}.json').read_text())
     tensors = load_file(out / f'{job.name}.safetensors')
-    assert log['job'] == json.loads(json.dumps(job.__dict__)) and log['parameters'] > 0
-    assert {'ready', 'training', 'results'} <= set(log['seconds'])
+    assert log['job'] == json.loads(json.dumps(asdict(job))) and {'training', 'results'} <= set(log['seconds'])
+    if 'plan' in log['job']:
+        assert {'real', 'draft | prior', 'form 1, z | mixture | 4'} <= set(log) and log['origin']['machine']
+        assert {name.split('.')[0] for name in tensors} > {'vae', 'net', 'held out', 'mixture, draft', 'mixture, refined'}
+        assert tensors['mixture, refined'].shape == (10, 8, 8) and not (out / 'running' / job.name).exists()
+        return
+    assert log['parameters'] > 0 and 'ready' in log['seconds']
     assert log['test']['bits'] > 0 and len(log['test']['each']) == log['test']['n'] == 40 and log['train']['each'] is None
     assert len(log['losses']) == 1 and any(name.startswith('net.') for name in tensors)
     assert not (out / 'running' / job.name).exists()
@@ -110,6 +116,25 @@ def test_its_minutes_are_over(gpu, tmp_path, monkeypatch, capsys):
     for key in once: assert torch.equal(once[key], parts[key]), key
 
 
+def test_minutes_of_drafts_are_over(gpu, tmp_path, monkeypatch, capsys):
+    "The clock rings when the first network is whole: it stays, and the second goes on from there."
+    name, whole, calls = 'diffusevae_full_cifar10_jpeg', gpu.colour.trained, []
+
+    def rings(plan, folders, *others):
+        calls.append(sorted(path.name for path in folders[0].iterdir()))
+        if len(calls) == 1:
+            gpu.colour.prepare(plan, folders, *others)
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole(plan, folders, *others)
+    monkeypatch.setattr(gpu.colour, 'trained', rings)
+    monkeypatch.setattr(gpu, 'ends_after', lambda seconds: contextlib.nullcontext(['rung']))
+    gpu.main(queue(tmp_path, name))
+    said = capsys.readouterr().out
+    assert said.count('goes on from its checkpoint') == 1 and said.count('done') == 1 and said.count('vae.safetensors: no such file') == 1
+    assert calls == [[], ['diffusevae_tiny_cifar10_jpeg_vae.safetensors']]
+    check_whole(gpu.tiny({job.name: job for job in gpu.JOBS}[name]), tmp_path)
+
+
 def test_a_person_stops_it(gpu, tmp_path, monkeypatch):
     "Ctrl-C is no end of a job's minutes: it ends the queue."
     fit = gpu.fit
@@ -125,7 +150,7 @@ def test_a_person_stops_it(gpu, tmp_path, monkeypatch):
 def test_on_a_gpu(gpu, tmp_path):
     "One job of each kind, on the device that says it is cuda."
     names = ['fashion_mnist_full_absorbing_16', 'fashion_mnist_full_gaussian_16', 'text_full_novels27_absorbing',
-             'text_full_novels27_autoregressive']
+             'text_full_novels27_autoregressive', 'diffusevae_full_fashion_mnist']
     with pretended():
         gpu.main(queue(tmp_path, *names))
         assert gpu.device() == 'cuda'
@@ -136,7 +161,8 @@ def test_on_a_gpu(gpu, tmp_path):
 def test_equal_steps_and_minutes(gpu):
     "All noises on the same data take the same steps; three minutes at most, a minute of them for results."
     for data in ('fashion_mnist', 'novels27'):
-        assert len({(job.steps, job.batch_size, job.lr, json.dumps(job.net)) for job in gpu.JOBS if job.data == data}) == 1
+        assert len({(job.steps, job.batch_size, job.lr, json.dumps(job.net)) for job in gpu.JOBS
+                    if getattr(job, 'data', None) == data}) == 1
     assert gpu.MINUTES <= 3 and gpu.RESULTS >= 60
     assert gpu.seconds_to_train(gpu.JOBS[0], 40) == 60 * gpu.MINUTES - gpu.RESULTS - 40
 

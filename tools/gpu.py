@@ -26,7 +26,7 @@ import threading
 import time
 import traceback
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,14 +34,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
-from discdiff_nb import nets
+from discdiff_nb import colour, nets
 from discdiff_nb.checkpoints import halved, restore, save_tensors, weights
 from discdiff_nb.core import Schedule, elbo, generate, linear_schedule
 from discdiff_nb.core import step_times, trajectory
 from discdiff_nb.data import decode
+from discdiff_nb.diffusevae import Plan
 from discdiff_nb.gaussian import Gaussian, to_classes
 from discdiff_nb.runs import (Job, begin, bound_bits, curve_of, draw_labelled, examples,
-                              job_process, measured, network, noise_of, origin, watched_bits)
+                              job_process, measured, network, noise_of, origin, read_results,
+                              watched_bits)
 from discdiff_nb.sampling import ddim, generate_few_calls, inpaint
 from discdiff_nb.train import fit
 
@@ -69,12 +71,27 @@ def text_job(noise):
                mixed_precision='bf16', tested=2000, length=256)
 
 
+@dataclass(frozen=True)
+class Drafts:
+    "A VAE, a refiner of its drafts, what they draw and how it is judged (chapter 29)."
+    name: str
+    plan: Plan
+    seed: int = 0
+
+
+def draft_job(plan):
+    "A minute or two of training; faces are read for half a minute."
+    return Drafts(f'diffusevae_{plan.size}', plan)
+
+
 JOBS = [*map(image_job, IMAGES), *map(text_job, TEXTS),
-        image_job('absorbing', 256), image_job('uniform', 256)]
+        image_job('absorbing', 256), image_job('uniform', 256),
+        *map(draft_job, colour.FULL.values())]
 
 
 def tiny(job):
     "The same path in seconds."
+    if isinstance(job, Drafts): return draft_job(tiny_plan(job.plan))
     job = replace(job, name=job.name.replace('full', 'tiny'), T=50, steps=6, batch_size=8)
     if job.length:
         net = dict(kind='transformer', width=16, depth=1, heads=2, dropout=0., local=4, rope=True)
@@ -83,7 +100,14 @@ def tiny(job):
     return replace(job, data='digits', K={16: 5, 256: 9}[job.K], net=net, tested=40)
 
 
-def small(job): return job.steps < 100
+def tiny_plan(plan):
+    "Digits for every data set."
+    return replace(plan, size=plan.size.replace('full', 'tiny'), data='digits', K=9, T=64, latent=4,
+                   vae=8, components=4, channels=8, multipliers=(1, 2), precision='no', drawn=85,
+                   steps=dict(plan.steps, vae=6, refiner=6), calls=(2, 4), judge=5, batch=8)
+
+
+def small(job): return 'tiny' in job.name
 
 
 def noise(job, train):
@@ -97,7 +121,8 @@ def noise(job, train):
 
 PACKED = {'fashion-mnist': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte',
                             't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
-          'novels27': ('novels27_to1930.txt.xz', 'novels_to1930_lengths.json')}
+          'novels27': ('novels27_to1930.txt.xz', 'novels_to1930_lengths.json'),
+          'cifar10-jpeg': ('cifar10_jpegs_original_order.npz',)} # faces: give --data FOLDER
 
 
 def pack(folder, root):
@@ -250,8 +275,31 @@ def train(job, process, net, data, running, started):
             if not rung: raise # it was a person
 
 
+def run_drafts(job, out):
+    "One part of a job of drafts, as `run_job`: what is trained stays, what is not goes on."
+    began, running = begin(), out / 'running' / job.name
+    folders, log = (running / 'whole', running), running / 'log.json'
+    folders[0].mkdir(parents=True, exist_ok=True)
+    with ends_after(seconds_to_train(job, 0)) as rung:
+        try: bench, process, net = colour.trained(job.plan, folders, log, device())
+        except KeyboardInterrupt:
+            if not rung: raise # it was a person
+            return False
+    after = time.time()
+    drawn = colour.ask(bench, process, net)
+    seconds = dict(training=after - began['time'], results=time.time() - after) # of this part
+    about = dict(seconds=seconds, noise=noise_of(process), **origin(job.seed, began, device()))
+    state = {f'{part}.{k}': v for part, of in dict(vae=bench.vae, net=net).items()
+             for k, v in halved(weights(of)).items()}
+    found = read_results(log) | dict(origin={k: about[k] for k in ('machine', 'minutes', 'seed')})
+    keep(out, job, state | drawn, about, found, None)
+    shutil.rmtree(running, ignore_errors=True)
+    return about
+
+
 def run_job(job, out):
     "One part of a job; the log is written last, so that a job with a log is whole. False: goes on."
+    if isinstance(job, Drafts): return run_drafts(job, out)
     began = begin()
     data = examples(job, device())
     process = noise(job, data.train)

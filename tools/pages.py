@@ -148,7 +148,7 @@ def refiners(size):
             task('refiner, students', students, [f'student{n}' for n in (32, 16, 8, 4)],
                  ('refiner, form 1, z',)),
             *(task(f'refiner, {name}', f"trained_other(bench, {name!r})", [name])
-              for name in ('moving', 'absorbing', 'ordinal')),
+              for name in ('moving', 'absorbing')),
             task('refiner, half', half, [f'form1_z_{dict(kept=16, tiny=8)[size]}']),
             Task('refiners asked', '25', study, asks=True)]
 
