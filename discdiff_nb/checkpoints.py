@@ -337,7 +337,7 @@ def describe(
 ) -> dict: # what must be the same for a run to be the same run
     "Settings, process and data as a few words and fingerprints."
     data = {'data': ' '.join(map(_mark, as_tuple(x0)))}
-    data |= {f'cond.{k}': _mark(v) for k, v in (cond or {}).items()}
+    data |= {f'cond.{k}': fingerprint(v) for k, v in (cond or {}).items()} # maybe computed anew
     return {**settings, **describe_value(process), **data}
 
 def check_same_run(

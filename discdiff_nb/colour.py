@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'REMEDY', 'STEPS', 'FULL', 'Coloured', 'colour_refiner', 'celeba_list', 'attribute_columns', 'face',
-           'celeba', 'images_of', 'trained', 'ask', 'study']
+           'split_names', 'celeba', 'scenes', 'images_of', 'trained', 'pictures', 'ask', 'study']
 
 # %% ../nbs/29_colour.ipynb #29a00005
 from functools import partial
 from pathlib import Path
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .checkpoints import save_tensors
 from .cli import open_picture, resized
 from .core import DataError, cosine_schedule
 from .data import DATASETS, Images, data_root, reduce_levels
-from .diffusevae import (Bench, Plan, add_rows, draft_in, kept_network, prepare, refine,
-                                    to_draw, trained_form, with_drafts)
+from .diffusevae import (Bench, Plan, add_rows, draft_in, kept_network, minutes_of,
+                                    prepare, refine, trained_form, with_drafts)
 from .gaussian import Gaussian, to_classes
+from .layouts import coloured_shapes
 from .nets import UNet
 from .runs import begin, once, origin, read_results
 from .vq import cifar10_jpeg
@@ -29,10 +31,10 @@ class Coloured(nn.Module):
     def __init__(self, unet: UNet): # that answers with a number for each colour
         super().__init__()
         self.unet = unet
-    def forward(self, x_t, t, image, **cond): # (B, C, H, W) -> (B, C, H, W, 1)
+    def forward(self, x_t, t, image, **cond): # (B, C, H, W), (B,), (B, H, W, C), z
         others = x_t.movedim(1, -1)[..., 1:].to(image)
         out = self.unet(x_t[:, 0], t, image=torch.cat([others, image], -1), **cond)
-        return out.movedim(-1, 1)[..., None]
+        return out.movedim(-1, 1)[..., None] # (B, C, H, W, 1)
 
 def colour_refiner(
     T: int, # steps
@@ -50,57 +52,74 @@ def colour_refiner(
                              cond=dict(image=2 * C - 1, z=latent)))
 
 # %% ../nbs/29_colour.ipynb #29a00011
-ATTRIBUTES = ('Male', 'Smiling') # the label counts them in twos
+ATTRIBUTES = ('Male', 'Smiling') # label = 2 Male + Smiling, 0..3
 REMEDY = ('fetch img_align_celeba/, list_attr_celeba.txt and list_eval_partition.txt from '
           'mmlab.ie.cuhk.edu.hk/projects/CelebA.html, and put them into celeba/')
 
-def celeba_list(path: Path) -> dict: # name of a picture: what its line says
+def celeba_list(
+    path: Path, # list_attr_celeba.txt or list_eval_partition.txt
+    allowed: tuple, # what may stand behind a name
+) -> dict: # name of a picture: what its line says
     "One of CelebA's two lists. Raises DataError."
     if not path.is_file(): raise DataError(f'{path}: no such file; {REMEDY}')
     lines = [line.split() for line in path.read_text(encoding='utf-8').splitlines()]
-    return {line[0]: line[1:] for line in lines if line and line[0].endswith('.jpg')}
+    found = {line[0]: line[1:] for line in lines if line and line[0].endswith('.jpg')}
+    width = len(next(iter(found.values()), ()))
+    for name, words in found.items():
+        if not words or len(words) != width or not set(words) <= set(allowed):
+            raise DataError(f'{path}: the line of {name} is cut short or damaged; {REMEDY}')
+    return found
 
-def attribute_columns(path: Path) -> list: # of list_attr_celeba.txt
-    "Where ATTRIBUTES stand in a line. Raises DataError."
+# %% ../nbs/29_colour.ipynb #29a00023
+def attribute_columns(path: Path) -> list: # list_attr_celeba.txt -> places in a line
+    "Where ATTRIBUTES stand. Raises DataError."
     names = (path.read_text(encoding='utf-8').splitlines() + ['', ''])[1].split()
     missing = [name for name in ATTRIBUTES if name not in names]
     if missing: raise DataError(f'{path} has no {", ".join(missing)} in its second line; {REMEDY}')
     return [names.index(name) for name in ATTRIBUTES]
 
-def face(path: Path, size: int) -> Tensor: # (size, size, 3) uint8
+def face(path: Path, size: int, K: int) -> Tensor: # edge, levels -> (3, size, size) uint8
     "The middle square of a face. Raises DataError."
-    try: return resized(open_picture(path, True), size)
+    try: x = resized(open_picture(path, True), size)
     except DataError as e: raise DataError(f'{path} {e}; unpack img_align_celeba again') from e
+    return reduce_levels(x.movedim(-1, 0), 256, K).to(torch.uint8)
+
+def split_names(partition: dict, attributes: dict, code: str, n: int) -> list: # at most n names
+    "The pictures of one part that the other list knows. Raises DataError."
+    names = [name for name, line in partition.items() if line == [code]][:n]
+    unknown = [name for name in names if name not in attributes]
+    if unknown or not names:
+        what = f'{unknown[0]} has no attributes' if unknown else f'part {code} is empty'
+        raise DataError(f'the lists in celeba/ are cut short: {what}; {REMEDY}')
+    return names
 
 # %% ../nbs/29_colour.ipynb #29a00012
 def celeba(
     K: int = 64, # levels, 2..256
     root: str | Path | None = None, # see data_root; holds celeba/
-    size: int = 64, # edge of the images that are made, at most 178
-    most: int = 20_000, # faces to train on; a tenth as many are held out
-) -> Images: # (N, 3, size, size) uint8; the label is 2 Male + Smiling
+    size: int = 64, # edge of the images that are made, 8..178
+    most: int = 20_000, # faces to train on, at least 1; a tenth as many are held out
+) -> Images: # (N, 3, size, size) uint8; labels 0..3
     "CelebA (Liu et al. 2015) as its owners lay it out. Raises DataError."
+    if not (2 <= K <= 256 and 8 <= size <= 178 and most >= 1):
+        raise DataError(f'K = {K}, size = {size}, most = {most}: allowed are 2..256, 8..178, 1..')
     folder = data_root(root) / 'celeba'
-    partition = celeba_list(folder / 'list_eval_partition.txt')
-    attributes = celeba_list(folder / 'list_attr_celeba.txt')
+    partition = celeba_list(folder / 'list_eval_partition.txt', ('0', '1', '2'))
+    attributes = celeba_list(folder / 'list_attr_celeba.txt', ('1', '-1'))
     columns = attribute_columns(folder / 'list_attr_celeba.txt')
-    def half(code, n):
-        names = [name for name, line in partition.items() if line == [code]][:n]
-        unknown = set(names) - set(attributes)
-        if unknown or not names:
-            raise DataError(f'{folder}: {len(names)} faces of part {code}, and {len(unknown)} of '
-                            f'them without attributes: the lists are cut short; {REMEDY}')
-        bar = tqdm(names, desc=f'faces of part {code}', delay=5, leave=False)
-        x = torch.stack([face(folder / 'img_align_celeba' / name, size) for name in bar])
+    parts = [split_names(partition, attributes, code, n)
+             for code, n in (('0', most), ('2', max(1, most // 10)))] # before any is read
+    def read(names):
+        bar = tqdm(names, desc='faces', delay=5, leave=False)
+        x = torch.stack([face(folder / 'img_align_celeba' / name, size, K) for name in bar])
         signs = torch.tensor([[int(attributes[name][i]) for i in columns] for name in names])
-        x = reduce_levels(x.movedim(-1, 1), 256, K).to(torch.uint8)
         return x, (signs > 0).long() @ torch.tensor([2, 1])
-    (train, names), (test, held_out) = half('0', most), half('2', max(1, most // 10))
-    return Images('celeba', train, test, names, held_out, K)
+    (train, labels), (test, held_out) = map(read, parts)
+    return Images('celeba', train, test, labels, held_out, K)
 
 # %% ../nbs/29_colour.ipynb #29a00015
 STEPS = dict(vae=2000, refiner=2000, other=0, student=0)
-FULL = dict( # a minute or two of training each, on an H100
+FULL = dict( # planned: a minute or two of training each, on an H100
     fashion_mnist=Plan('full_fashion_mnist', 'fashion_mnist', 16, 1024, 32, 32, 20, 64, (1, 2, 2),
                        STEPS, 2e-3, 'bf16', 1000, (10, 25, 100), 900, batch=128),
     cifar10_jpeg=Plan('full_cifar10_jpeg', 'cifar10_jpeg', 256, 1024, 64, 32, 20, 64, (1, 2, 2),
@@ -108,42 +127,67 @@ FULL = dict( # a minute or two of training each, on an H100
     celeba=Plan('full_celeba', 'celeba', 64, 1024, 64, 16, 20, 64, (1, 2, 2, 2),
                 STEPS | dict(refiner=1200), 2e-3, 'bf16', 1000, (10, 25, 100), 900, batch=64))
 
-def images_of(plan: Plan) -> Images: # levels, grey or in colour
-    "The data of a plan. Raises DataError."
-    coloured = dict(cifar10_jpeg=lambda K: cifar10_jpeg(), celeba=celeba)
-    return (DATASETS | coloured)[plan.data](plan.K)
+def scenes(n: int = 2500) -> Images: # (n, 3, 16, 16) uint8 of 16 levels, a fifth held out
+    "The coloured shapes of chapter 22; the label is the kind that covers most."
+    x, layout = coloured_shapes(n, seed=1)
+    label = F.one_hot(layout.flatten(1), 4).sum(1)[:, 1:].argmax(1)
+    x, out = x.to(torch.uint8), torch.arange(n) % 5 == 4
+    return Images('scenes', x[~out], x[out], label[~out], label[out], 16)
 
-def trained(plan: Plan, folders: tuple, log: Path, device: str) -> tuple: # as of `study`
-    "Bench, process and network: form 1 with z (V1, V2, V4). Raises the errors of fit."
-    bench = prepare(plan, folders, log, device, images_of(plan))
-    shape = tuple(bench.images.train.shape[1:])
+def images_of(plan: Plan) -> Images: # grey or in colour
+    "The data of a plan. Raises DataError."
+    own = dict(cifar10_jpeg=lambda K: cifar10_jpeg(), celeba=celeba, scenes=lambda K: scenes())
+    known = DATASETS | own
+    if plan.data not in known: raise DataError(f'{plan.data}: allowed are {", ".join(known)}')
+    return known[plan.data](plan.K)
+
+# %% ../nbs/29_colour.ipynb #29a00016
+def trained(
+    plan: Plan, # sizes
+    images: Images, # grey or in colour
+    folders: tuple, # where networks are kept; where their checkpoints lie until then
+    log: Path, # of all answers
+    device: str, # where networks compute
+) -> tuple: # Bench, Gaussian, network: form 1 with z
+    "Load a VAE and a refiner, or train them, or go on (V1, V2, V4). Raises the errors of fit."
+    bench = prepare(plan, folders, log, device, images)
+    shape = tuple(images.train.shape[1:])
     if len(shape) == 2: return bench, *trained_form(bench, 'form 1, z')
     process = Gaussian(plan.K, cosine_schedule(plan.T), 'v')
     net = colour_refiner(plan.T, shape, plan.latent, plan.channels, plan.multipliers).to(device)
-    return bench, process, kept_network(plan, 'form1_z', process, net, bench.images.train,
-                                        bench.cond, plan.steps['refiner'], bench.folders)
+    return bench, process, kept_network(plan, 'form1_z', process, net, images.train, bench.cond,
+                                        plan.steps['refiner'], bench.folders)
 
-# %% ../nbs/29_colour.ipynb #29a00016
-def ask(bench: Bench, process: Gaussian, net: nn.Module) -> dict: # kind and what: (10, ...) uint8
-    "Scores of drafts and of what is made of them, into the bench's log; and pictures (V1, V2)."
-    bench = with_drafts(bench)
-    add_rows(bench, 'form 1, z', process, net, True, bench.drafts)
-    quick, calls, made = to_draw(bench.plan, net), bench.plan.calls[-1], {}
+def pictures(bench: Bench, process: Gaussian, net: nn.Module) -> dict: # name: (10, ...) uint8
+    "Ten drafts of each kind, what most calls make of them, and ten held-out images (V2)."
+    made, calls = {'held out': bench.images.test[:10]}, bench.plan.calls[-1]
     for kind, cond in bench.drafts.items():
         ten = {name: x[:10] for name, x in cond.items()}
         made[f'{kind}, draft'] = to_classes(draft_in(ten['image']), process.K)
-        made[f'{kind}, refined'] = refine(process, quick, ten, calls)
-    made['held out'] = bench.images.test[:10]
+        made[f'{kind}, refined'] = refine(process, net, ten, calls)
     return {name: x.to(torch.uint8).cpu() for name, x in made.items()}
 
+# %% ../nbs/29_colour.ipynb #29a00024
+def ask(
+    bench: Bench, process: Gaussian, net: nn.Module, # of `trained`
+) -> Bench: # with drafts
+    "Scores of drafts and of what is made of them, into the bench's log (V1, V2). Raises DataError."
+    bench = with_drafts(bench)
+    add_rows(bench, 'form 1, z', process, net, True, bench.drafts)
+    once(bench.log, 'minutes', lambda: minutes_of(bench.plan, bench.folders[0]))
+    return bench
+
 def study(
-    plan: Plan, folders: tuple, log: Path, # sizes; kept networks, checkpoints; of all answers
+    plan: Plan, # sizes
+    folders: tuple, # where networks are kept; where their checkpoints lie until then
+    log: Path, # of all answers
     device: str = 'cpu', # where networks compute
 ) -> dict: # the log
     "Train, score and draw at one size; what is there stays. Raises the errors of fit."
     began = begin()
-    bench, process, net = trained(plan, folders, log, device)
+    bench, process, net = trained(plan, images_of(plan), folders, log, device)
+    bench = ask(bench, process, net)
     path = folders[0] / f'diffusevae_{plan.size}_drawn.safetensors'
-    if not path.is_file(): save_tensors(path, ask(bench, process, net), {})
+    if not path.is_file(): save_tensors(path, pictures(bench, process, net), {})
     once(log, 'origin', partial(origin, 0, began, device))
     return read_results(log)

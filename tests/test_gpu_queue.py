@@ -51,7 +51,9 @@ def check_whole(job, out):
     if 'plan' in log['job']:
         assert {'real', 'draft | prior', 'form 1, z | mixture | 4'} <= set(log) and log['origin']['machine']
         assert {name.split('.')[0] for name in tensors} > {'vae', 'net', 'held out', 'mixture, draft', 'mixture, refined'}
-        assert tensors['mixture, refined'].shape == (10, 8, 8) and not (out / 'running' / job.name).exists()
+        shape = (10, 8, 8) if log['job']['plan']['data'] == 'digits' else (10, 3, 16, 16)
+        assert len(log['losses']) == 2 and log['seconds']['training'] > 0
+        assert tensors['mixture, refined'].shape == shape and not (out / 'running' / job.name).exists()
         return
     assert log['parameters'] > 0 and 'ready' in log['seconds']
     assert log['test']['bits'] > 0 and len(log['test']['each']) == log['test']['n'] == 40 and log['train']['each'] is None
@@ -117,22 +119,25 @@ def test_its_minutes_are_over(gpu, tmp_path, monkeypatch, capsys):
 
 
 def test_minutes_of_drafts_are_over(gpu, tmp_path, monkeypatch, capsys):
-    "The clock rings when the first network is whole: it stays, and the second goes on from there."
-    name, whole, calls = 'diffusevae_full_cifar10_jpeg', gpu.colour.trained, []
+    "The clock rings while the refiner learns: the VAE stays, the refiner goes on, and the weights are those of one go."
+    name, loss, calls = 'diffusevae_full_cifar10_jpeg', gpu.Gaussian.loss, []
+    gpu.main(queue(tmp_path / 'once', name))
 
-    def rings(plan, folders, *others):
-        calls.append(sorted(path.name for path in folders[0].iterdir()))
-        if len(calls) == 1:
-            gpu.colour.prepare(plan, folders, *others)
-            os.kill(os.getpid(), signal.SIGINT)
-        return whole(plan, folders, *others)
-    monkeypatch.setattr(gpu.colour, 'trained', rings)
+    def ringing(*args):
+        calls.append(args)
+        if len(calls) == 3: os.kill(os.getpid(), signal.SIGINT) # the step is ended, and kept
+        return loss(*args)
+    monkeypatch.setattr(gpu.Gaussian, 'loss', ringing)
     monkeypatch.setattr(gpu, 'ends_after', lambda seconds: contextlib.nullcontext(['rung']))
-    gpu.main(queue(tmp_path, name))
+    capsys.readouterr()
+    gpu.main(queue(tmp_path / 'parts', name))
     said = capsys.readouterr().out
     assert said.count('goes on from its checkpoint') == 1 and said.count('done') == 1 and said.count('vae.safetensors: no such file') == 1
-    assert calls == [[], ['diffusevae_tiny_cifar10_jpeg_vae.safetensors']]
-    check_whole(gpu.tiny({job.name: job for job in gpu.JOBS}[name]), tmp_path)
+    assert len(calls) == 6
+    job = gpu.tiny({job.name: job for job in gpu.JOBS}[name])
+    check_whole(job, tmp_path / 'parts')
+    once, parts = (load_file(tmp_path / way / f'{job.name}.safetensors') for way in ('once', 'parts'))
+    for key in once: assert torch.equal(once[key], parts[key]), key
 
 
 def test_a_person_stops_it(gpu, tmp_path, monkeypatch):
@@ -201,6 +206,9 @@ def test_packed_data_comes_out_as_it_went_in(gpu, tmp_path, capsys):
         for data in sets:
             for i, name in enumerate(gpu.PACKED[data]): assert (folder / data / name).read_bytes() == name.encode() * (i + 1)
     assert gpu.unpacked(root, tmp_path / 'unused') == root
+    (packed / 'celeba').mkdir()
+    (packed / 'celeba' / 'list').write_text('faces')
+    assert (gpu.unpacked(packed, tmp_path / 'faces') / 'celeba' / 'list').read_text() == 'faces'
     (root / 'novels27' / gpu.PACKED['novels27'][1]).unlink()
     with pytest.raises(SystemExit, match=f'{gpu.PACKED["novels27"][1]} is absent; remedy: set DISCDIFF_DATA'): gpu.pack(packed, root)
     with pytest.raises(SystemExit, match='no such path'): gpu.main([*queue(tmp_path), '--data', str(tmp_path / 'nowhere')])

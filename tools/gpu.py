@@ -7,11 +7,11 @@ to kill at any moment.
   python tools/gpu.py run --minutes 12 --data PACKED --out OUT
                                                     the next jobs, as many as fit into 12 minutes
 
-A job leaves OUT/NAME.json (settings, losses, bound, where it ran) and OUT/NAME.safetensors
-(weights in half precision and samples). A job that was cut off, by hand or by its own minutes,
+A job leaves OUT/NAME.json (settings, losses, bound or scores, where it ran) and
+OUT/NAME.safetensors (weights in half precision and samples). A job that was cut off, by hand or by its own minutes,
 goes on from its last checkpoint the next time: every job takes all its steps.
 Needs torch, numpy, einops, safetensors, scikit-learn, tqdm, accelerate, and this repository;
-no network."""
+no network. `pack` leaves faces out: put CelebA's folder celeba/ beside the packed files."""
 import argparse
 import gzip
 import io
@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 from discdiff_nb import colour, nets
-from discdiff_nb.checkpoints import halved, restore, save_tensors, weights
-from discdiff_nb.core import Schedule, elbo, generate, linear_schedule
+from discdiff_nb.checkpoints import halved, load_tensors, restore, save_tensors, weights
+from discdiff_nb.core import DataError, Schedule, elbo, generate, linear_schedule
 from discdiff_nb.core import step_times, trajectory
 from discdiff_nb.data import decode
 from discdiff_nb.diffusevae import Plan
@@ -80,7 +80,7 @@ class Drafts:
 
 
 def draft_job(plan):
-    "A minute or two of training; faces are read for half a minute."
+    "Planned, not measured: a minute or two of training; faces are read for half a minute."
     return Drafts(f'diffusevae_{plan.size}', plan)
 
 
@@ -101,9 +101,11 @@ def tiny(job):
 
 
 def tiny_plan(plan):
-    "Digits for every data set."
-    return replace(plan, size=plan.size.replace('full', 'tiny'), data='digits', K=9, T=64, latent=4,
-                   vae=8, components=4, channels=8, multipliers=(1, 2), precision='no', drawn=85,
+    "Digits for garments, coloured scenes for what has colours."
+    grey = plan.data == 'fashion_mnist'
+    return replace(plan, size=plan.size.replace('full', 'tiny'), data='digits' if grey else 'scenes',
+                   K=9 if grey else 16, T=64, latent=4, vae=8, components=4, channels=8,
+                   multipliers=(1, 2), precision='no', drawn=85 if grey else 245,
                    steps=dict(plan.steps, vae=6, refiner=6), calls=(2, 4), judge=5, batch=8)
 
 
@@ -153,6 +155,9 @@ def unpacked(data, folder):
     files = [data] if data.is_file() else sorted(data.glob('*.tar.xz'))
     for path in files:
         with tarfile.open(path, 'r:xz') as tar: tar.extractall(folder, filter='data')
+    for path in data.iterdir() if files and data.is_dir() else ():
+        if path.is_dir() and not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path.resolve()) # such as faces
     return folder if files else data
 
 
@@ -280,21 +285,31 @@ def run_drafts(job, out):
     began, running = begin(), out / 'running' / job.name
     folders, log = (running / 'whole', running), running / 'log.json'
     folders[0].mkdir(parents=True, exist_ok=True)
-    with ends_after(seconds_to_train(job, 0)) as rung:
-        try: bench, process, net = colour.trained(job.plan, folders, log, device())
+    images = colour.images_of(job.plan)
+    ready = time.time()
+    with ends_after(seconds_to_train(job, ready - began['time'])) as rung:
+        try: bench, process, net = colour.trained(job.plan, images, folders, log, device())
         except KeyboardInterrupt:
             if not rung: raise # it was a person
             return False
     after = time.time()
-    drawn = colour.ask(bench, process, net)
-    seconds = dict(training=after - began['time'], results=time.time() - after) # of this part
+    bench = colour.ask(bench, process, net)
+    drawn = colour.pictures(bench, process, net)
+    found = read_results(log)
+    training = 60 * sum(found['minutes'].values()) # of all parts
+    seconds = dict(ready=ready - began['time'], training=training, results=time.time() - after)
     about = dict(seconds=seconds, noise=noise_of(process), **origin(job.seed, began, device()))
+    found['origin'] = {name: about[name] for name in ('machine', 'seed', 'commit')}
     state = {f'{part}.{k}': v for part, of in dict(vae=bench.vae, net=net).items()
              for k, v in halved(weights(of)).items()}
-    found = read_results(log) | dict(origin={k: about[k] for k in ('machine', 'minutes', 'seed')})
-    keep(out, job, state | drawn, about, found, None)
+    keep(out, job, state | drawn, about, found, curves(folders[0]))
     shutil.rmtree(running, ignore_errors=True)
     return about
+
+
+def curves(folder):
+    "Losses of each network, by the name of its file."
+    return {path.stem: load_tensors(path)[1]['results']['curve'] for path in sorted(folder.iterdir())}
 
 
 def run_job(job, out):
@@ -353,7 +368,7 @@ def is_done(job, out): return (out / f'{job.name}.json').is_file()
 def show(args):
     "What is done, what has begun, and what is missing."
     for job in choose(args):
-        begun = (args.out / 'running' / job.name / 'checkpoint.safetensors').is_file()
+        begun = any((args.out / 'running' / job.name).rglob('checkpoint.safetensors'))
         left = f'{planned(job):.1f} minutes planned' + (', begun' if begun else '')
         print(f'{job.name:<44}{"done" if is_done(job, args.out) else left}')
 
@@ -387,8 +402,9 @@ def run(args):
                 break
             print(f'{job.name}: begins, {left:.1f} minutes left', flush=True)
             try: about = run_job(job, args.out)
-            except Exception:
-                print(f'{job.name}: failed\n{traceback.format_exc()}', flush=True)
+            except Exception as e:
+                why = e if isinstance(e, DataError) else f'\n{traceback.format_exc()}'
+                print(f'{job.name}: failed: {why}', flush=True)
                 failed.append(job.name)
                 continue
             print(f'{job.name}: {said(about)}', flush=True)
