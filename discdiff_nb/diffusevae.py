@@ -731,7 +731,7 @@ def trained_other(bench: Bench, name: str) -> tuple: # process, network
 def add_claims(bench: Bench, process: Gaussian, net: nn.Module) -> None:
     "Inversion, silhouettes, and z projected on a few components, at inference only (V7)."
     plan, calls, mixture = bench.plan, bench.plan.calls[1], bench.drafts['mixture']
-    quick = to_draw(plan, net)
+    quick, draft = to_draw(plan, net), draft_in(mixture['image'])
     few = {name: x[:50] for name, x in bench.drafts['reconstructions'].items()}
     def error(n):
         clean = to_levels(bench.images.test[:50].to(bench.device), plan.K)
@@ -739,7 +739,7 @@ def add_claims(bench: Bench, process: Gaussian, net: nn.Module) -> None:
     once(bench.log, 'inversion', lambda: {n: error(n) for n in plan.calls})
     def overlap():
         x = to_levels(refine(process, quick, mixture, calls), plan.K)
-        return silhouette_overlap(draft_in(mixture['image']), x)
+        return [silhouette_overlap(draft, image) for image in (x, x.roll(1, 0))] # own, another's
     once(bench.log, 'silhouette', overlap)
     def early(x_t, t, image, z):
         return quick(x_t, t, image=image, z=torch.where(t[:, None] <= process.T / 2, z, 0.))
@@ -778,16 +778,15 @@ def add_rows(bench: Bench, name: str, process: Process, net: nn.Module, latent: 
             once(bench.log, f'{name} | {kind} | {calls}', scored)
 
 # %% ../nbs/25_diffusevae.ipynb #5dec4095
-def minutes_of(plan: Plan, folder: Path) -> dict: # file: minutes of its training
+def minutes_of(plan: Plan, folder: Path) -> dict: # file: minutes of its training, and where
     stem = f'diffusevae_{plan.size}_'
     found = {path.stem[len(stem):]: load_tensors(path)[1] for path in folder.glob(f'{stem}*.s*')}
-    return {name: about['minutes'] for name, about in found.items() if 'minutes' in about}
+    return {k: [x['minutes'], x['machine']] for k, x in found.items() if 'minutes' in x}
 
 def add_int8(bench: Bench, process: Gaussian, net: nn.Module, folder: Path, timed: Callable):
-    "Bytes, seconds of a call and scores of each way to compute (V5). Raises DiscdiffError."
+    "Bytes, seconds, scores of two images of each draft, by each way (V5). Raises DiscdiffError."
     calls, net = bench.plan.calls[0], copy.deepcopy(net).cpu() # all ways on the CPU
-    mixture = bench.drafts['mixture'].items()
-    cond = {name: torch.cat([x, x]).cpu() for name, x in mixture} # two images of each draft
+    cond = {k: x.repeat_interleave(2, 0).cpu() for k, x in bench.drafts['mixture'].items()}
     files, threads = onnx_files(bench, process, net, folder), torch.get_num_threads()
     ways = {'float32': net, 'bfloat16': in_bf16(net)}
     if bench.plan.steps['refiner'] >= 1000: ways['compiled'] = torch.compile(net)
@@ -796,7 +795,8 @@ def add_int8(bench: Bench, process: Gaussian, net: nn.Module, folder: Path, time
     x_t, t = torch.zeros(part['image'].shape[:-1]), torch.full((len(part['image']),), process.T)
     def call(way):
         with torch.no_grad(), evaluating(way): return way(x_t, t, **part)
-    took = timed({name: partial(call, way) for name, way in ways.items()})
+    calls_of = {name: partial(call, way) for name, way in ways.items()}
+    took = once(bench.log, 'seconds', lambda: timed(calls_of)) # all in one go
     for name, way in ways.items():
         size = files[name].stat().st_size if name in files else None
         about = dict(bytes=size, seconds=took[name], calls=calls)
@@ -806,13 +806,13 @@ def add_int8(bench: Bench, process: Gaussian, net: nn.Module, folder: Path, time
 # %% ../nbs/25_diffusevae.ipynb #e10f8db2
 def trained_students(bench: Bench, process: Gaussian, net: nn.Module) -> list: # chain, network
     "Four halvings from 64 steps, each a teacher of the next (V6). Raises the errors of fit."
-    plan, found = bench.plan, []
+    plan, found, worth = bench.plan, [], bench.plan.steps['student'] >= 1000
     chain, teacher = thinned(process, 64), Strided(copy.deepcopy(net), process.T // 64)
     for n in (32, 16, 8, 4):
         short = Halving(plan.K, thinned(chain, n).schedule, 'v')
         student = Strided(copy.deepcopy(teacher.net), process.T // n).requires_grad_(True)
-        if plan.steps['student'] >= 1000: # where it is worth it
-            for each in (teacher.net, student.net): each.compile()
+        torch.compiler.reset() # of the former halving
+        for each in (teacher.net, student.net) if worth else (): each.compile()
         lesson = partial(Lesson, teacher=teacher, process=chain)
         trained = kept_network(plan, f'student{n}', short, student, bench.images.train, bench.cond,
                                plan.steps['student'], bench.folders, lesson)

@@ -296,7 +296,7 @@ def run_drafts(job, out):
     bench = colour.ask(bench, process, net)
     drawn = colour.pictures(bench, process, net)
     found = read_results(log)
-    training = 60 * sum(found['minutes'].values()) # of all parts
+    training = 60 * sum(minutes for minutes, _ in found['minutes'].values()) # of all parts
     seconds = dict(ready=ready - began['time'], training=training, results=time.time() - after)
     about = dict(seconds=seconds, noise=noise_of(process), **origin(job.seed, began, device()))
     found['origin'] = {name: about[name] for name in ('machine', 'seed', 'commit')}

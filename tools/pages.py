@@ -166,10 +166,10 @@ def layouts(size):
         tasks.append(Task(f'layouts, {name}', '28', begin + code,
                           makes=tensors(f'layouts_kept_{name}')))
     for i in range(4):
-        code = f"run_job(alone_jobs(3000)[{i}], R, device=device(), running=R)"
+        code = f"run_job(alone_jobs(1500)[{i}], R, device=device(), running=R)"
         tasks.append(Task(f'layouts, alone {i}', '28', begin + code,
                           makes=tensors(f'layouts_kept_alone_{i}')))
-    study = "study_all(jobs, KEPT, A / 'layouts_kept.json', partial(alone, 3000))"
+    study = "study_all(jobs, KEPT, A / 'layouts_kept.json', partial(alone, 1500))"
     return [*tasks, Task('layouts asked', '28', begin + study, asks=True)]
 
 
