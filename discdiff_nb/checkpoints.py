@@ -529,13 +529,14 @@ def machine(
             f'Python {platform.python_version()}')
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7501
-ASSETS = {
-    'diffusedraw_bank_fashion32.safetensors': 'a54968c4b5ec15acce1ca40671ed320d',
+ASSETS = {'diffusedraw_bank_fashion32.safetensors': 'a54968c4b5ec15acce1ca40671ed320d',
     'diffusedraw_bank_mnist32.safetensors': '77c3ea0441dd4af5c804140f2d785fb7',
     'diffusedraw_kept.json': '10a335c4276b060402113bdb1bd47668',
-    'diffusevae_kept.json': '7c35d209577dd19b4a890d66fb5adcd2',
+    'diffusevae_kept.json': '08891c15977416854e630cc8f95ef73a',
     'diffusevae_kept_drawn.safetensors': 'c53576258650b367e8858191e3ce4007',
     'diffusevae_kept_form1_z.safetensors': '6638ae5bfeb82b402e83a2561e8f5419',
+    'diffusevae_kept_scenes.json': '203a2f1eefeab0d3c94e090be98f3e31',
+    'diffusevae_kept_scenes_drawn.safetensors': '9487ee46ddc3fcfb21c3fbf558d672fd',
     'diffusevae_kept_vae.safetensors': '1dda27131ee0dc3f0da2fcda8a5040a9',
     'digits.json': 'c5eece70955f22257a2d04fc36b65754',
     'digits_absorbing.safetensors': 'c26ba4260ac2c896dc9b104649f28ad3',
@@ -551,12 +552,10 @@ ASSETS = {
     'fashion_mnist_full_absorbing_16.json': '7a721f8e2e156739194838e727bace4e',
     'fashion_mnist_full_absorbing_16.safetensors': '53859fe4d6e2ecad41d66bd9f7af54a6',
     'fashion_mnist_full_ordinal_16.json': 'e401791d3a33513e1d0c4dc1bc118740',
-    'fashion_mnist_full_ordinal_16.safetensors': '93b1532cd98bba374e9bfa182291232e',
-}
+    'fashion_mnist_full_ordinal_16.safetensors': '93b1532cd98bba374e9bfa182291232e'}
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7502
-ASSETS |= {
-    'fashion_mnist_full_scores.json': 'e16ec5e0ebe9dd05fc3c60ebb20cec45',
+ASSETS |= {'fashion_mnist_full_scores.json': 'e16ec5e0ebe9dd05fc3c60ebb20cec45',
     'fashion_mnist_full_uniform_16.json': '7652735a5680371d413c8056632672cd',
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
     'fashion_mnist_kept.json': '816d3c4a4c83aa652fcc856a796d997d',
@@ -578,13 +577,11 @@ ASSETS |= {
     'fashion_mnist_small_drawn.safetensors': '358fd4a81a53e4597e641a78f0fc507b',
     'fashion_mnist_small_neighbour_16.safetensors': '5576cc30d63e05ded8dae502df681c43',
     'fashion_mnist_small_uniform_256.safetensors': 'a15d17d601a67d65d5ddfdd81c0ef1c1',
-}
+    'joint_shapes.json': '8a38d3e9b91a6c5b26f99c03d6301c6a',
+    'layouts_captions.safetensors': 'd506d3ef37725ec1cf187cea70c20725'}
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7503
-ASSETS |= {
-    'joint_shapes.json': '8a38d3e9b91a6c5b26f99c03d6301c6a',
-    'layouts_captions.safetensors': 'd506d3ef37725ec1cf187cea70c20725',
-    'layouts_kept.json': '914de1cf7650149bb0f4cd515d744097',
+ASSETS |= {'layouts_kept.json': '5acfb7c0397a6bfefcd2c533d7d10e6d',
     'layouts_kept_camvid.safetensors': '7310fe0ed5ddc4d737bcde0290e125ce',
     'layouts_kept_drawn.safetensors': 'd9775b90016bea23807eb8a07c011448',
     'layouts_kept_first.safetensors': '62a8fdae8fec6fff4f0da9e049f91c03',
@@ -603,8 +600,7 @@ ASSETS |= {
     'unleashing_kept_codes_drawn.safetensors': '994aa6298968fe75924134068e6b0bff',
     'unleashing_kept_colour.json': '680c54c09e659ab2adb6ed2db1f1d44f',
     'unleashing_kept_colour_codes_drawn.safetensors': '7c64bdd7e8b71d458813d29a3a7668e2',
-    'unleashing_kept_labelled.safetensors': '55f7926c333bfdea5179a5ae01573b08',
-}
+    'unleashing_kept_labelled.safetensors': '55f7926c333bfdea5179a5ae01573b08'}
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7504
 def _sum(path): return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
