@@ -532,7 +532,7 @@ def machine(
 ASSETS = {'diffusedraw_bank_fashion32.safetensors': 'a54968c4b5ec15acce1ca40671ed320d',
     'diffusedraw_bank_mnist32.safetensors': '77c3ea0441dd4af5c804140f2d785fb7',
     'diffusedraw_kept.json': '10a335c4276b060402113bdb1bd47668',
-    'diffusevae_kept.json': '08891c15977416854e630cc8f95ef73a',
+    'diffusevae_kept.json': '152a6a4d5560149dc6c073a75947577c',
     'diffusevae_kept_drawn.safetensors': 'c53576258650b367e8858191e3ce4007',
     'diffusevae_kept_form1_z.safetensors': '6638ae5bfeb82b402e83a2561e8f5419',
     'diffusevae_kept_scenes.json': '203a2f1eefeab0d3c94e090be98f3e31',
@@ -581,7 +581,7 @@ ASSETS |= {'fashion_mnist_full_scores.json': 'e16ec5e0ebe9dd05fc3c60ebb20cec45',
     'layouts_captions.safetensors': 'd506d3ef37725ec1cf187cea70c20725'}
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7503
-ASSETS |= {'layouts_kept.json': '5acfb7c0397a6bfefcd2c533d7d10e6d',
+ASSETS |= {'layouts_kept.json': '91624cd78cfa0d1e414eaf151f42ef71',
     'layouts_kept_camvid.safetensors': '7310fe0ed5ddc4d737bcde0290e125ce',
     'layouts_kept_drawn.safetensors': 'd9775b90016bea23807eb8a07c011448',
     'layouts_kept_first.safetensors': '62a8fdae8fec6fff4f0da9e049f91c03',
