@@ -607,6 +607,7 @@ def once(
     "A result from the log, or made now and written there. Raises CheckpointError."
     log = read_results(path)
     if key not in log:
-        log = json.loads(json.dumps(log | {key: make()}))
+        made = make() # meanwhile another process may have written
+        log = json.loads(json.dumps(read_results(path) | {key: made}))
         write_whole(path, (json.dumps(log, indent=1) + '\n').encode())
     return log[key]
