@@ -52,7 +52,7 @@ def check_whole(job, out):
         assert {'real', 'draft | prior', 'form 1, z | mixture | 4'} <= set(log) and log['origin']['machine']
         assert {name.split('.')[0] for name in tensors} > {'vae', 'net', 'held out', 'mixture, draft', 'mixture, refined'}
         shape = (10, 8, 8) if log['job']['plan']['data'] == 'digits' else (10, 3, 16, 16)
-        assert len(log['losses']) == 2 and log['seconds']['training'] > 0
+        assert len(log['losses']) == 2
         assert tensors['mixture, refined'].shape == shape and not (out / 'running' / job.name).exists()
         return
     assert log['parameters'] > 0 and 'ready' in log['seconds']
