@@ -35,14 +35,14 @@ from .data import DATASETS, Images
 from .gaussian import (Gaussian, jump, posterior, predicted_x0, reverse_step,
                                   target_line, to_classes, to_levels)
 from .metrics import (confusion, frechet_distance, inception_score, iou, mean_se,
-                                 scores, train_features)
+                                 scores)
 from .multinomial import Categorical
 from .nets import UNet, check_plan
 from .runs import (Job, absorbing, begin, fit_job, in_bf16, load_or_train, measured,
                               noise_of, once, origin, read_results)
 from .sampling import ddim
 from .vae import VAE, kl_diagonal, log_likelihood, reparametrize
-from .vq import picture_features
+from .vq import picture_features, train_picture_features
 
 # %% ../nbs/25_diffusevae.ipynb #89b4116a
 def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential: # channels; 2 halves the sides
@@ -634,8 +634,7 @@ def kept_network(
 # %% ../nbs/25_diffusevae.ipynb #8bc038b3
 def judge_of(images: Images, n: int, steps: int) -> Callable: # most to judge; of the classifier
     "score((n, H, W) classes) -> FD and its error, KID, precision to coverage, inception score."
-    x, labels = by_colour(images.train), images.train_labels.repeat_interleave
-    net = train_features(x.flatten(0, 1), labels(x.shape[1]), images.K, steps=steps)
+    net = train_picture_features(images._replace(train=by_colour(images.train)), steps)
     all_real, _ = picture_features(net, by_colour(images.test[len(images.test) // 2:][:n]))
     def score(x):
         real, (fake, p) = all_real[:len(x)], picture_features(net, by_colour(x.cpu()))

@@ -6,9 +6,10 @@
 __all__ = ['FADE', 'QUANTIZERS', 'PICTURES', 'nearest_code', 'straight_through', 'vq_loss', 'Quantized', 'Gumbel', 'Codebook',
            'update_codebook', 'FSQ', 'Encoder', 'Decoder', 'VQModel', 'Reconstruction', 'in_batches', 'encode',
            'decode', 'pictures', 'code_use', 'coded', 'begin_codebook', 'with_channel', 'shapes', 'code_scores',
-           'cifar10_jpeg', 'CodeJob', 'code_model', 'Coder', 'train_codes', 'run_codes', 'Critic', 'adaptive_weight',
-           'diff_augment', 'shifted', 'perceptual', 'descend', 'gan_step', 'train_gan', 'halton_order', 'seam',
-           'generate_in_order', 'over_windows', 'repair', 'picture_features', 'pixel_nats', 'best_scale']
+           'cifar10_jpeg', 'CodeJob', 'code_model', 'Coder', 'train_codes', 'run_codes', 'train_picture_features',
+           'Critic', 'adaptive_weight', 'diff_augment', 'shifted', 'perceptual', 'descend', 'gan_step', 'train_gan',
+           'halton_order', 'seam', 'generate_in_order', 'over_windows', 'repair', 'picture_features', 'pixel_nats',
+           'best_scale']
 
 # %% ../nbs/23_unleashing_transformers.ipynb #23a00004
 import io
@@ -30,7 +31,7 @@ from .d3pm import Absorbing
 from .data import Images, Published, digits, fashion_mnist, published
 from .gaussian import to_classes, to_levels
 from .layouts import coloured_shapes
-from .metrics import FeatureNet, features_of
+from .metrics import FeatureNet, features_of, train_features
 from .nets import Down, ResBlock, check_plan, check_sizes
 from .ordinal import logistic_logits
 from .runs import evenly, fit_job, load_or_train
@@ -319,11 +320,11 @@ def with_channel(
     train, test = (x[:, None].to(torch.uint8) for x in (images.train, images.test))
     return images._replace(train=train, test=test)
 
-def shapes() -> Images: # 2,000 scenes, 3 x 16 x 16, 16 levels; the label is the larger shape
-    "The coloured shapes of chapter 22, every tenth held out."
-    x, layout = coloured_shapes(2000, seed=1)
+def shapes(n: int = 2000, every: int = 10) -> Images: # (n, 3, 16, 16) uint8 of 16 levels
+    "The coloured shapes of chapter 22, one of so many held out; the label is the larger shape."
+    x, layout = coloured_shapes(n, seed=1)
     x, y = x.to(torch.uint8), F.one_hot(layout.flatten(1), 4).sum(1)[:, 1:].argmax(1)
-    out = torch.arange(len(x)) % 10 == 9
+    out = torch.arange(n) % every == every - 1
     return Images('shapes', x[~out], x[out], y[~out], y[out], 16)
 
 def code_scores(
@@ -419,6 +420,11 @@ def run_codes(
     def train(net): return train_codes(job, net, images, checkpoints)
     model, log = load_or_train(path, net, asdict(job), train, checkpoints)
     return Coder(model, log)
+
+def train_picture_features(images: Images, steps: int) -> FeatureNet: # (N, C, H, W) levels
+    "A classifier of single colours. Raises the errors of train_features."
+    labels = images.train_labels.repeat_interleave(images.train.shape[1])
+    return train_features(images.train.flatten(0, 1), labels, images.K, steps=steps)
 
 # %% ../nbs/23_unleashing_transformers.ipynb #23a00027
 class Critic(nn.Sequential):
@@ -628,7 +634,7 @@ def repair(
     return torch.where(keep[:, None], x.long(), pictures(model, new))
 
 def picture_features(
-    net: FeatureNet, # of train_features
+    net: FeatureNet, # of train_picture_features
     x: Tensor, # (N, C, H, W) levels
 ) -> tuple: # (N, C d) features, (N, classes) probabilities, the mean over colours
     "Features of chapter 18, of each colour alone. Raises the errors of check_images."

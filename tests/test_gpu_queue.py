@@ -49,7 +49,7 @@ def check_whole(job, out):
     tensors = load_file(out / f'{job.name}.safetensors')
     assert log['job'] == json.loads(json.dumps(asdict(job))) and {'training', 'results'} <= set(log['seconds'])
     if 'plan' in log['job']:
-        assert {'real', 'draft | prior', 'form 1, z | mixture | 4'} <= set(log) and log['origin']['machine']
+        assert {'real', 'draft | prior', 'form 1, z | mixture | 4'} <= set(log) and log['machine']
         assert {name.split('.')[0] for name in tensors} > {'vae', 'net', 'held out', 'mixture, draft', 'mixture, refined'}
         shape = (10, 8, 8) if log['job']['plan']['data'] == 'digits' else (10, 3, 16, 16)
         assert len(log['losses']) == 2

@@ -8,8 +8,8 @@ to kill at any moment.
                                                     the next jobs, as many as fit into 12 minutes
 
 A job leaves OUT/NAME.json (settings, losses, bound or scores, where it ran) and
-OUT/NAME.safetensors (weights in half precision and samples). A job that was cut off, by hand or by its own minutes,
-goes on from its last checkpoint the next time: every job takes all its steps.
+OUT/NAME.safetensors (weights in half precision and samples). A job that was cut off, by hand or by
+its own minutes, goes on from its last checkpoint the next time: every job takes all its steps.
 Needs torch, numpy, einops, safetensors, scikit-learn, tqdm, accelerate, and this repository;
 no network. `pack` leaves faces out: put CelebA's folder celeba/ beside the packed files."""
 import argparse
@@ -124,7 +124,7 @@ def noise(job, train):
 PACKED = {'fashion-mnist': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte',
                             't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
           'novels27': ('novels27_to1930.txt.xz', 'novels_to1930_lengths.json'),
-          'cifar10-jpeg': ('cifar10_jpegs_original_order.npz',)} # faces: give --data FOLDER
+          'cifar10-jpeg': ('cifar10_jpegs_original_order.npz',)}
 
 
 def pack(folder, root):
@@ -294,12 +294,11 @@ def run_drafts(job, out):
             return False
     after = time.time()
     bench = colour.ask(bench, process, net)
-    drawn = colour.pictures(bench, process, net)
+    drawn = colour.ten_of_each(bench, process, net)
     found = read_results(log)
     training = 60 * sum(minutes for minutes, _ in found['minutes'].values()) # of all parts
     seconds = dict(ready=ready - began['time'], training=training, results=time.time() - after)
     about = dict(seconds=seconds, noise=noise_of(process), **origin(job.seed, began, device()))
-    found['origin'] = {name: about[name] for name in ('machine', 'seed', 'commit')}
     state = {f'{part}.{k}': v for part, of in dict(vae=bench.vae, net=net).items()
              for k, v in halved(weights(of)).items()}
     keep(out, job, state | drawn, about, found, curves(folders[0]))
