@@ -6,11 +6,11 @@
 __all__ = ['COLOURS', 'HUES', 'KINDS', 'SIZES', 'PLACES', 'GROUPS', 'WORDS', 'LENGTH', 'STARTS', 'PAIRS', 'TASKS', 'SHAPES',
            'PLAIN', 'STREETS', 'TWO', 'CAPTIONED', 'CAMVID_DATA', 'inside', 'uniform', 'paint', 'gray_ground',
            'in_levels', 'coloured_shapes', 'caption_of', 'facts_of', 'encode_captions', 'decode_captions', 'draw_facts',
-           'place_of', 'captioned_shapes', 'read_facts', 'facts_found', 'shapes_process', 'measured_pair',
-           'check_scene', 'Caption', 'TwoTimes', 'PairNet', 'mix_times', 'Mix', 'Segment', 'as_condition',
-           'read_layout', 'Pairs', 'first_pairs', 'shape_pairs', 'check_halves', 'blank', 'task_data', 'task_net',
-           'train_task', 'run_task', 'guided_pair', 'noise_again', 'repaint', 'OneHalf', 'bits_of', 'pair_bits',
-           'present', 'undecided', 'Judge', 'gray', 'judge_of', 'score_pairs', 'kept_jobs']
+           'place_of', 'captioned_shapes', 'read_facts', 'facts_found', 'shapes_process', 'check_scene', 'Caption',
+           'TwoTimes', 'PairNet', 'mix_times', 'Mix', 'Segment', 'as_condition', 'read_layout', 'Pairs', 'first_pairs',
+           'shape_pairs', 'check_halves', 'blank', 'task_data', 'task_net', 'train_task', 'run_task', 'guided_pair',
+           'noise_again', 'repaint', 'OneHalf', 'bits_of', 'pair_bits', 'present', 'undecided', 'Judge', 'gray',
+           'judge_of', 'score_pairs', 'kept_jobs']
 
 # %% ../nbs/22_layouts.ipynb #88624f17
 import math
@@ -26,13 +26,13 @@ from torch.nn import functional as F
 from .core import (ClassError, DataError, DtypeError, Schedule, ShapeError, as_tuple,
                               check_classes, check_t, checked, elbo, evaluating, overwrite_known,
                               randn, reciprocal_schedule, sample_categorical, step_times)
-from .gaussian import Gaussian, clipped, jump, to_levels
+from .gaussian import Gaussian, jump, to_levels
 from .joint import Joint, given_x, given_y
 from .metrics import (copying, features_of, frechet_distance, fsd, miou,
                                  train_features)
 from .multinomial import Multinomial
 from .nets import Attend, UNet, Words, check_rows, readable, time_features
-from .runs import Chain, Job, Trained, fit_job, load_or_train, noise_of
+from .runs import Chain, Job, Trained, fit_job, load_or_train, measured, noise_of
 from .sampling import Around, push_levels, push_logits
 from .train import held_out_bits
 
@@ -276,12 +276,6 @@ def shapes_process(
     image = Gaussian(K, Schedule.from_alpha_bar(alpha_bar), predict='v')
     return Joint(image, Multinomial(classes, reciprocal_schedule(T)))
 
-def measured_pair(
-    process: Joint, # of a Gaussian and a categorical half
-) -> Joint: # the same; the image's x_0 is cut off at black and white
-    "The pair to measure and to draw with."
-    return Joint(clipped(process.x), process.y)
-
 # %% ../nbs/22_layouts.ipynb #22a00021
 def check_scene(
     z_t: tuple, # what the network is shown
@@ -494,7 +488,7 @@ def train_task(
     if job.watched and job.process == 'pair':
         few = {name: c[rows] for name, c in data.test_cond.items()}
         held_out = tuple(half[rows] for half in data.test)
-        watch = held_out_bits(measured_pair(process), held_out, min(8, job.T), cond=few)
+        watch = held_out_bits(measured(process), held_out, min(8, job.T), cond=few)
     return fit_job(job, process, net, z, running, cond=cond, drop=job.drop, held_out=watch)
 
 # %% ../nbs/22_layouts.ipynb #22a0002b
@@ -510,7 +504,7 @@ def run_task(
     path, checkpoints = Path(folder) / f'{job.name}.safetensors', Path(running) / job.name
     train = partial(train_task, job, data, running=checkpoints)
     model, log = load_or_train(path, net, vars(job) | noise_of(process), train, checkpoints)
-    drawn = process if job.process == 'segmenter' else measured_pair(process)
+    drawn = process if job.process == 'segmenter' else measured(process)
     return Trained(drawn, model, log)
 
 # %% ../nbs/22_layouts.ipynb #22a00033

@@ -7,8 +7,8 @@ __all__ = ['PROCESSES', 'TEXTS', 'NOISE', 'bound_term', 'on_the_bound', 'Chain',
            'ramp_to_prior', 'ordinal', 'neighbour', 'gaussian', 'Job', 'digits_job', 'evenly', 'Examples', 'examples',
            'network', 'help_text', 'source_bytes', 'text_examples', 'company', 'letter_walk', 'named_process',
            'job_process', 'asked', 'commit', 'begin', 'origin', 'load_run', 'load_or_train', 'measured', 'bound_bits',
-           'in_bf16', 'Trained', 'curve_of', 'noise_of', 'watched_bits', 'watch_of', 'fit_job', 'train_job', 'run_job',
-           'show_chain', 'digits_log', 'digits_table', 'draw_labelled', 'read_results', 'once']
+           'in_bf16', 'Trained', 'curve_of', 'noise_of', 'watched_bits', 'watch_of', 'fit_job', 'train_job', 'run_on',
+           'run_job', 'show_chain', 'digits_log', 'digits_table', 'draw_labelled', 'read_results', 'once']
 
 # %% ../nbs/19_runs.ipynb #b758036d
 import copy
@@ -35,12 +35,13 @@ from .checkpoints import (asset, check_same_run, describe_value, fingerprint, ha
                                      kept_file, load_tensors, machine, read_log, restore,
                                      save_tensors, set_aside, weights, write_whole)
 from .core import (CheckpointError, DataError, DiscdiffError, Process, Schedule,
-                              ScheduleError, cosine_schedule, elbo, generate, linear_schedule,
-                              reciprocal_schedule, trajectory)
+                              ScheduleError, as_tuple, cosine_schedule, elbo, generate,
+                              linear_schedule, reciprocal_schedule, trajectory)
 from .d3pm import Absorbing
 from .data import (DATASETS, Text, baselines, cut_text, digits, novels27, text8,
                               text_file, windows)
 from .gaussian import Gaussian, clipped, to_classes
+from .joint import Joint
 from .metrics import paired
 from .multinomial import Multinomial
 from .nets import NETS
@@ -374,28 +375,30 @@ def load_or_train(
 
 # %% ../nbs/19_runs.ipynb #b19a0008
 def measured(
-    process: Process, # of a job
+    process: Process, # of a job, or a pair of such
 ) -> Process: # the same; a Gaussian's x_0 is cut off at the lowest and highest level
     "The process to measure and to draw with."
+    if isinstance(process, Joint): return Joint(measured(process.x), measured(process.y))
     return clipped(process) if isinstance(process, Gaussian) else process
 
 def bound_bits(
     process: Process, # of a job
     model: nn.Module, # trained
-    x0: Tensor, # (N, ...) classes, on the network's device
+    x0, # (N, ...) classes, on the network's device; or a pair of such
     cond: dict, # name: (N, ...) conditions; 'y' is a label of ten
     n_t: int = 32, # times drawn for each example
     seed: int = 0, # of times and noise
 ) -> dict: # bits, se: mean and standard error per dimension; each: of every example; n, n_t
     "An upper bound in bits per dimension, labels included (A9). Raises the errors of elbo."
-    generator = torch.Generator(x0.device).manual_seed(seed)
-    D, n_t = x0[0].numel(), min(n_t, process.T)
+    parts = as_tuple(x0)
+    generator = torch.Generator(parts[0].device).manual_seed(seed)
+    D, n_t = sum(part[0].numel() for part in parts), min(n_t, process.T)
     batch_size = max(1, 100_000 // D)
     found = elbo(measured(process), model, x0, n_t, generator, batch_size, cond=cond)
     label = math.log2(10) if 'y' in cond else 0.
     each = (found['each'] / math.log(2) + label) / D
     return dict(bits=each.mean().item(), se=each.std().item() / len(each) ** 0.5,
-                each=[round(b, 4) for b in each.tolist()], n=len(x0), n_t=n_t)
+                each=[round(b, 4) for b in each.tolist()], n=len(each), n_t=n_t)
 
 # %% ../nbs/19_runs.ipynb #b19a009c
 def in_bf16(
@@ -489,6 +492,21 @@ def train_job(
                              drop=job.drop, held_out=watch_of(job, process, data))
     return model, results | bound_bits(process, model, data.test, data.test_cond)
 
+# %% ../nbs/19_runs.ipynb #b19a019b
+def run_on(
+    job: Job, # what to train
+    process: Process, # its noise
+    net: nn.Module, # fresh, on its device
+    data: Examples, # on the same device
+    folders: tuple, # where weights are kept; where checkpoints lie until then
+    compiled: bool = False, # train through torch.compile
+) -> Trained:
+    "As `run_job`, of a network and examples that no table names. Raises the errors of fit."
+    path, checkpoints = Path(folders[0]) / f'{job.name}.safetensors', Path(folders[1]) / job.name
+    def train(net): return train_job(job, process, net, data, checkpoints, compiled)
+    model, log = load_or_train(path, net, asdict(job) | noise_of(process), train, checkpoints)
+    return Trained(process, model, log)
+
 # %% ../nbs/19_runs.ipynb #b19a009b
 def run_job(
     job: Job, # what to train
@@ -502,10 +520,7 @@ def run_job(
     data = examples(job, device)
     process = process or job_process(job, data.train)
     net = network(job, process, tuple(data.train.shape[1:])).to(device)
-    path, checkpoints = Path(folder) / f'{job.name}.safetensors', Path(running) / job.name
-    def train(net): return train_job(job, process, net, data, checkpoints, compiled)
-    model, log = load_or_train(path, net, asdict(job) | noise_of(process), train, checkpoints)
-    return Trained(process, model, log)
+    return run_on(job, process, net, data, (folder, running), compiled)
 
 # %% ../nbs/19_runs.ipynb #b19a0014
 def show_chain(

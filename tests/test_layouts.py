@@ -15,11 +15,11 @@ from discdiff_nb.core import (ClassError, DataError, DtypeError, NotFiniteError,
 from discdiff_nb.gaussian import Gaussian
 from discdiff_nb.joint import Joint, bayes_model, given_x, given_y
 from discdiff_nb.layouts import (LENGTH, PAIRS, WORDS, OneHalf, PairNet, Segment, captioned_shapes, check_halves, decode_captions, encode_captions,
-                                 facts_found, guided_pair, measured_pair, mix_times, repaint, run_task, score_pairs, shape_pairs,
+                                 facts_found, guided_pair, mix_times, repaint, run_task, score_pairs, shape_pairs,
                                  shapes_process, task_data)
 from discdiff_nb.multinomial import Multinomial
 from discdiff_nb.oracle import judge_counts
-from discdiff_nb.runs import Job
+from discdiff_nb.runs import Job, measured
 from discdiff_nb.sampling import push_levels, push_logits
 from discdiff_nb.streets import CAMVID, FACE, camvid, caption_vectors, cityscapes, embed, faces, pets
 
@@ -219,7 +219,7 @@ def test_each_half_pays_for_its_own_prior():
 
 def test_measured_pairs_cut_off_the_image_only():
     pair = shapes_process(10)
-    assert measured_pair(pair).x.clip and measured_pair(pair).y is pair.y and not pair.x.clip
+    assert measured(pair).x.clip and measured(pair).y is pair.y and not pair.x.clip
 
 
 # files
