@@ -393,8 +393,7 @@ def bound_bits(
     parts = as_tuple(x0)
     generator = torch.Generator(parts[0].device).manual_seed(seed)
     D, n_t = sum(part[0].numel() for part in parts), min(n_t, process.T)
-    batch_size = max(1, 100_000 // D)
-    found = elbo(measured(process), model, x0, n_t, generator, batch_size, cond=cond)
+    found = elbo(measured(process), model, x0, n_t, generator, max(1, 100_000 // D), cond=cond)
     label = math.log2(10) if 'y' in cond else 0.
     each = (found['each'] / math.log(2) + label) / D
     return dict(bits=each.mean().item(), se=each.std().item() / len(each) ** 0.5,

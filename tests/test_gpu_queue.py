@@ -55,6 +55,12 @@ def check_whole(job, out):
         assert len(log['losses']) == 2
         assert tensors['mixture, refined'].shape == shape and not (out / 'running' / job.name).exists()
         return
+    if 'setup' in log['job']:
+        assert {'digits: grid, mask', 'digits: DDPM', 'digits: all of z in order, joint'} <= set(log) and log['machine']
+        assert tensors['grid, mask: x'].shape == (40, 8, 8) and tensors['grid, mask: x'].max() < 9
+        assert {name.split('.')[0] for name in tensors if '.' in name} == {'w50', 'grid_mask'}
+        assert len(log['losses']) == 15 and not (out / 'running' / job.name).exists()
+        return
     assert log['parameters'] > 0 and 'ready' in log['seconds']
     assert log['test']['bits'] > 0 and len(log['test']['each']) == log['test']['n'] == 40 and log['train']['each'] is None
     assert len(log['losses']) == 1 and any(name.startswith('net.') for name in tensors)
@@ -140,6 +146,31 @@ def test_minutes_of_drafts_are_over(gpu, tmp_path, monkeypatch, capsys):
     for key in once: assert torch.equal(once[key], parts[key]), key
 
 
+def test_minutes_of_parts_are_over(gpu, tmp_path, monkeypatch, capsys):
+    "The clock rings within a prior and between two answers: networks and answers that are there stay."
+    name, floor, fit, rung = 'diffusedraw_full_cifar32', gpu.drawings.floor_row, gpu.drawings.run_on, []
+
+    def ringing(job, *args):
+        if 'transformer' in job.name and 'in a network' not in rung:
+            rung.append('in a network')
+            os.kill(os.getpid(), signal.SIGINT)
+        return fit(job, *args)
+
+    def between(bench):
+        if 'between' not in rung:
+            rung.append('between')
+            os.kill(os.getpid(), signal.SIGINT)
+        return floor(bench)
+    monkeypatch.setattr(gpu.drawings, 'run_on', ringing)
+    monkeypatch.setattr(gpu.drawings, 'floor_row', between)
+    monkeypatch.setattr(gpu, 'ends_after', lambda seconds: contextlib.nullcontext(['rung']))
+    gpu.main(queue(tmp_path, name))
+    said = capsys.readouterr().out
+    assert rung == ['in a network', 'between'] and said.count('goes on from its checkpoint') == 2 and said.count('done') == 1
+    assert said.count('row_cosine.safetensors: no such file') == 1
+    check_whole(gpu.tiny({job.name: job for job in gpu.JOBS}[name]), tmp_path)
+
+
 def test_a_person_stops_it(gpu, tmp_path, monkeypatch):
     "Ctrl-C is no end of a job's minutes: it ends the queue."
     fit = gpu.fit
@@ -155,7 +186,7 @@ def test_a_person_stops_it(gpu, tmp_path, monkeypatch):
 def test_on_a_gpu(gpu, tmp_path):
     "One job of each kind, on the device that says it is cuda."
     names = ['fashion_mnist_full_absorbing_16', 'fashion_mnist_full_gaussian_16', 'text_full_novels27_absorbing',
-             'text_full_novels27_autoregressive', 'diffusevae_full_fashion_mnist']
+             'text_full_novels27_autoregressive', 'diffusevae_full_fashion_mnist', 'diffusedraw_full_cifar32']
     with pretended():
         gpu.main(queue(tmp_path, *names))
         assert gpu.device() == 'cuda'

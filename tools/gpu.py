@@ -10,8 +10,8 @@ to kill at any moment.
 A job leaves OUT/NAME.json (settings, losses, bound or scores, where it ran) and
 OUT/NAME.safetensors (weights in half precision and samples). A job that was cut off, by hand or by
 its own minutes, goes on from its last checkpoint the next time: every job takes all its steps.
-Needs torch, numpy, einops, safetensors, scikit-learn, tqdm, accelerate, and this repository;
-no network. `pack` leaves faces out: put CelebA's folder celeba/ beside the packed files."""
+Needs torch, numpy, einops, safetensors, scikit-learn, tqdm, accelerate, kmedoids for drawings, and
+this repository; no network. `pack` leaves faces out: put CelebA's folder celeba/ beside the packed files."""
 import argparse
 import gzip
 import io
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
-from discdiff_nb import colour, nets
+from discdiff_nb import colour, drawings, nets
 from discdiff_nb.checkpoints import halved, load_tensors, restore, save_tensors, weights
 from discdiff_nb.core import DataError, Schedule, elbo, generate, linear_schedule
 from discdiff_nb.core import step_times, trajectory
@@ -84,14 +84,29 @@ def draft_job(plan):
     return Drafts(f'diffusevae_{plan.size}', plan)
 
 
+@dataclass(frozen=True)
+class Parts:
+    "A bank of patches, encoder and decoder, all priors, what they draw and their scores (chapter 30)."
+    name: str
+    setup: drawings.Setup
+    seed: int = 0
+
+
+def parts_job(setup):
+    "Planned, not measured: twelve networks, a quarter of a minute to a minute each, in several parts."
+    return Parts(f'diffusedraw_{setup.size}_{setup.data}', setup)
+
+
 JOBS = [*map(image_job, IMAGES), *map(text_job, TEXTS),
         image_job('absorbing', 256), image_job('uniform', 256),
-        *map(draft_job, colour.FULL.values())]
+        *map(draft_job, colour.FULL.values()), *map(parts_job, drawings.FULL.values())]
 
 
 def tiny(job):
     "The same path in seconds."
     if isinstance(job, Drafts): return draft_job(tiny_plan(job.plan))
+    if isinstance(job, Parts): return replace(parts_job(tiny_setup(job.setup)),
+                                              name=job.name.replace('full', 'tiny'))
     job = replace(job, name=job.name.replace('full', 'tiny'), T=50, steps=6, batch_size=8)
     if job.length:
         net = dict(kind='transformer', width=16, depth=1, heads=2, dropout=0., local=4, rope=True)
@@ -107,6 +122,13 @@ def tiny_plan(plan):
                    K=9 if grey else 16, T=64, latent=4, vae=8, components=4, channels=8,
                    multipliers=(1, 2), precision='no', drawn=85 if grey else 245,
                    steps=dict(plan.steps, vae=6, refiner=6), calls=(2, 4), judge=5, batch=8)
+
+
+def tiny_setup(setup):
+    "Digits for everything."
+    return replace(setup, size='tiny', data='digits', K=9, patch=2, stride=1, patches=16, among=200,
+                   parts=6, channels=8, multipliers=(1, 2), first=4, steps=4, brief=2, batch=8, T=22,
+                   tested=20, drawn=20, calls=4, judge=5)
 
 
 def small(job): return 'tiny' in job.name
@@ -306,6 +328,29 @@ def run_drafts(job, out):
     return about
 
 
+def run_parts(job, out):
+    "One part of a job of parts: each network and each answer that is there stays."
+    began, running = begin(), out / 'running' / job.name
+    folders = (running / 'pages', running / 'whole', running)
+    with ends_after(seconds_to_train(job, 0)) as rung:
+        try: found = drawings.study(job.setup, folders, device())
+        except KeyboardInterrupt:
+            if not rung: raise # it was a person
+            return False
+    name = f'diffusedraw_{job.setup.size}_{job.setup.data}'
+    drawn, _ = load_tensors(folders[0] / f'{name}_drawn.safetensors')
+    state = {f'{part}.{k}': v for part in ('w50', 'grid_mask') # encoder and decoder; the best prior
+             for k, v in load_tensors(folders[1] / f'{name}_{part}.safetensors')[0].items()}
+    curve = curves(folders[1])
+    training = sum(load_tensors(path)[1]['results']['training_minutes']
+                   for path in sorted(folders[1].iterdir()))
+    seconds = dict(training=60 * training, results=time.time() - began['time'])
+    keep(out, job, state | drawn, dict(seconds=seconds, **origin(job.seed, began, device())),
+         found, curve)
+    shutil.rmtree(running, ignore_errors=True)
+    return dict(seconds=seconds)
+
+
 def curves(folder):
     "Losses of each network, by the name of its file."
     return {path.stem: load_tensors(path)[1]['results']['curve'] for path in sorted(folder.iterdir())}
@@ -314,6 +359,7 @@ def curves(folder):
 def run_job(job, out):
     "One part of a job; the log is written last, so that a job with a log is whole. False: goes on."
     if isinstance(job, Drafts): return run_drafts(job, out)
+    if isinstance(job, Parts): return run_parts(job, out)
     began = begin()
     data = examples(job, device())
     process = noise(job, data.train)
