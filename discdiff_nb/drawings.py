@@ -72,7 +72,7 @@ class Setup:
 
 # %% ../nbs/30_drawings.ipynb #30a00009
 COMMON = dict(K=16, patch=4, stride=2, patches=200, among=3000)
-LAPTOP = dict(channels=32, multipliers=(1, 2, 2), first=2000, steps=3000, brief=300, calls=100)
+LAPTOP = dict(channels=32, multipliers=(1, 2, 2), first=1500, steps=2000, brief=300, calls=100)
 CARD = dict(channels=64, multipliers=(1, 2, 2), first=2000, steps=3000, brief=300, batch=256)
 KEPT = dict(mnist32=Setup('kept', 'mnist32', parts=32, **COMMON, **LAPTOP),
             fashion32=Setup('kept', 'fashion32', parts=64, **COMMON, **LAPTOP))
@@ -511,13 +511,13 @@ def study(
     began, log = begin(), folders[0] / f'diffusedraw_{setup.size}.json'
     bench = prepare(setup, folders, device)
     def row(name, make, *args): once(log, f'{setup.data}: {name}', lambda: make(bench, *args))
-    for weight in (1., 50., 500.): row(f'weight {weight:g}', weight_row, weight)
     judge = judge_of(bench)
     for name in PRIORS:
         once(log, f'{setup.data}: {name}', lambda: prior_row(bench, name, judge))
+    gallery(bench)
     row('floor', floor_row)
+    for weight in (1., 50., 500.): row(f'weight {weight:g}', weight_row, weight)
     row('VAE', vae_row, judge)
     row('DDPM', ddpm_row, judge)
-    gallery(bench)
     once(log, f'{setup.data}: origin', lambda: origin(0, began, device))
     return read_results(log)
