@@ -163,7 +163,7 @@ def first_stage(
         net = PartsNet(setup.K, tuple(images.train.shape[1:]), bank, channels)
     name = f'diffusedraw_{setup.size}_{setup.data}_w{weight:g}' + '_brief' * brief
     job = Job(name, setup.data, 'np_draw', setup.K, dict(kind='parts', channels=channels),
-              setup.brief if brief else setup.first, setup.batch, 2e-3, T=1, tested=setup.tested,
+              setup.brief if brief else setup.first, setup.batch, 1e-3, T=1, tested=setup.tested,
               mixed_precision='bf16')
     test = images.test[evenly(len(images.test), setup.tested)]
     data = Examples(images.train.to(device), test.to(device), {}, {}, setup.K)
