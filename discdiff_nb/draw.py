@@ -318,11 +318,12 @@ def terms_of(
 def draw_through(
     logits: Tensor, # (B, ..., K) of q
     noise: Tensor, # (B, ..., K) Gumbel noise
+    temperature: float = 1., # of the softmax, above 0: higher is smoother, and farther from the draw
 ) -> Tensor: # (B, ..., K) one-hot, with the softmax's gradient
     "A draw; backwards as if it were the softmax (Jang et al. 2017). Raises ShapeError."
     if logits.shape != noise.shape:
         raise ShapeError(f'logits {tuple(logits.shape)}, noise {tuple(noise.shape)}: take one bank')
-    p = (logits + noise).softmax(-1)
+    p = ((logits + noise) / temperature).softmax(-1)
     hard = F.one_hot(p.argmax(-1), p.shape[-1]).to(p)
     return hard + p - p.detach()
 
@@ -386,7 +387,7 @@ class PartsNet(nn.Module):
     def forward(self, x_t, t=None):
         x0, noise = x_t
         logits, size = self.encode(x0), self.bank.shape[-1]
-        patches = draw_through(logits, noise) @ self.bank.flatten(1)
+        patches = draw_through(logits, noise, STEEP) @ self.bank.flatten(1)
         canvas = rearrange(patches, 'b r c (h w) -> b (r h) (c w)', h=size)
         return logits, self.decode(canvas)
 

@@ -72,7 +72,7 @@ class Setup:
 
 # %% ../nbs/30_drawings.ipynb #30a00009
 COMMON = dict(K=16, patch=4, stride=2, patches=200, among=3000)
-LAPTOP = dict(channels=32, multipliers=(1, 2, 2), first=1500, steps=2000, brief=300, calls=100)
+LAPTOP = dict(channels=32, multipliers=(1, 2, 2), first=1000, steps=2000, brief=300, calls=100)
 CARD = dict(channels=64, multipliers=(1, 2, 2), first=2000, steps=3000, brief=300, batch=256)
 KEPT = dict(mnist32=Setup('kept', 'mnist32', parts=32, **COMMON, **LAPTOP),
             fashion32=Setup('kept', 'fashion32', parts=64, **COMMON, **LAPTOP))
@@ -163,7 +163,7 @@ def first_stage(
         net = PartsNet(setup.K, tuple(images.train.shape[1:]), bank, channels)
     name = f'diffusedraw_{setup.size}_{setup.data}_w{weight:g}' + '_brief' * brief
     job = Job(name, setup.data, 'np_draw', setup.K, dict(kind='parts', channels=channels),
-              setup.brief if brief else setup.first, setup.batch, 1e-3, T=1, tested=setup.tested,
+              setup.brief if brief else setup.first, setup.batch, 2e-3, T=1, tested=setup.tested,
               mixed_precision='bf16')
     test = images.test[evenly(len(images.test), setup.tested)]
     data = Examples(images.train.to(device), test.to(device), {}, {}, setup.K)
