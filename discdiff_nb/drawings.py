@@ -12,10 +12,11 @@ __all__ = ['COMMON', 'LAPTOP', 'CARD', 'KEPT', 'FULL', 'DRAWN', 'PRIORS', 'Setup
 
 # %% ../nbs/30_drawings.ipynb #30a00005
 import contextlib
+import json
 import math
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,14 +27,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 # %% ../nbs/30_drawings.ipynb #30a00006
-from .checkpoints import kept_file, load_tensors, save_tensors
+from .checkpoints import check_same_run, kept_file, load_tensors, save_tensors
 from .colour import celeba
-from .core import as_tuple, generate, pixel_marginals
+from .core import DataError, ShapeError, as_tuple, generate, pixel_marginals
 from .data import DATASETS, Images, fashion_mnist, mnist, reduce_levels
 from .draw import (PartsBound, PartsNet, PartsTransformer, canonical_order, decoded,
                               encoded, grid_painted, grid_parse, medoids, painted, parse, places_of,
                               prior_hole, random_patches, source_schedule, with_blank)
-from .gaussian import to_classes
 from .joint import Joint
 from .metrics import features_of, frechet_distance, train_features
 from .multinomial import Multinomial
@@ -52,11 +52,11 @@ class Setup:
     data: str # a name of DRAWN
     K: int # levels
     patch: int # pixels a side
-    stride: int # of the places of the greedy parse
+    stride: int # pixels from one place of the greedy parse to the next
     patches: int # in the bank, the blank one included
     among: int # patches that the bank is chosen from
     parts: int # of the greedy parse
-    channels: int # of the U-Nets; a transformer has twice as many features
+    channels: int # of a prior's U-Net; a transformer has twice, encoder and DDPM half as many
     multipliers: tuple # of the U-Net over the plane
     first: int # steps of encoder and decoder
     steps: int # of a prior
@@ -67,7 +67,7 @@ class Setup:
     weight: float = 50. # of the hint
     tested: int = 2000 # held-out images for bits
     drawn: int = 1000 # images for distances
-    calls: int = 250 # of a network for an image, at most
+    calls: int = 250 # of a network for an image, at most; autoregressive: one an entry
     judge: int = 900 # steps of the classifier
 
 # %% ../nbs/30_drawings.ipynb #30a00009
@@ -84,7 +84,11 @@ def framed(
     images: Images, # (N, H, H)
     side: int, # pixels, of the same parity as H
 ) -> Images: # (N, side, side)
-    "Dark pixels around every image."
+    "Dark pixels around every image. Raises ShapeError."
+    H, W = images.train.shape[1:]
+    if H != W or side < H or (side - H) % 2:
+        raise ShapeError(f'images of {H} x {W} cannot be framed to {side} x {side}: '
+                         f'take a square, and {H} and an even number of pixels more')
     edge = (side - images.train.shape[-1]) // 2
     train, test = (F.pad(x, (edge, edge, edge, edge)) for x in (images.train, images.test))
     return images._replace(train=train, test=test)
@@ -93,7 +97,7 @@ def grey(
     images: Images, # (N, 3, H, W)
     K: int, # levels to keep, 2..images.K
 ) -> Images: # (N, H, W)
-    "The brightness of coloured images, in thousandths .299 R + .587 G + .114 B."
+    "Brightness (299 R + 587 G + 114 B) // 1000, then K levels. Raises ClassError."
     weights = torch.tensor([299, 587, 114]).view(3, 1, 1)
     def brightness(x): return (x.long() * weights).sum(1) // 1000
     def dull(x): return torch.cat([reduce_levels(brightness(part), images.K, K)
@@ -127,15 +131,20 @@ def bank_of(
 ) -> Tensor: # (patches, patch, patch) int64 levels
     "The bank of a setup, loaded or made (D-parts). Raises DataError, ShapeError."
     path = kept_file(f'diffusedraw_bank_{setup.data}.safetensors', folder)
+    about = dict(K=setup.K, stride=setup.stride, among=setup.among)
     if not path.is_file():
         g = torch.Generator().manual_seed(0)
         among = random_patches(images.train, setup.patch, setup.among, g)
         bank = with_blank(medoids(among, setup.patches - 1))
         x = images.test[:10]
         z = parse(x, bank, setup.parts, setup.stride)
-        about = dict(K=setup.K, stride=setup.stride, among=setup.among)
         save_tensors(path, dict(bank=bank.byte(), x=x.byte(), z=z.short()), about)
-    return load_tensors(path)[0]['bank'].long()
+    tensors, kept = load_tensors(path)
+    shape = (setup.patches, setup.patch, setup.patch)
+    if kept != about or tensors['bank'].shape != shape:
+        raise DataError(f"{path} holds a bank {tuple(tensors['bank'].shape)} of {kept}; this setup "
+                        f'asks for {shape} of {about}: move the file away, or take its setup')
+    return tensors['bank'].long()
 
 # %% ../nbs/30_drawings.ipynb #30a00013
 def seeded(seed: int, device: str) -> torch.Generator: # any; of the generator
@@ -143,7 +152,7 @@ def seeded(seed: int, device: str) -> torch.Generator: # any; of the generator
     return torch.Generator(device).manual_seed(seed)
 
 def in_pieces(make, x: Tensor) -> Tensor: # make(part) of 100; (N, ...)
-    "The same of all, a hundred at a time."
+    "make of a hundred at a time, joined."
     bar = tqdm(x.split(100), desc='parse', delay=5, leave=False)
     return torch.cat([make(part) for part in bar])
 
@@ -175,7 +184,7 @@ def latents(
     bench: Bench, # with an encoder
     what: str, # draws, row, parses, parts, in_order, halves
 ) -> tuple: # (N, ...) of the training images, (M, ...) of the held-out ones; int64, or pairs
-    "What a prior learns: draws of q(z | x), or parses (D-parts, D11)."
+    "What a prior learns: draws of q(z | x), or parses (D-parts, D11). Raises DataError."
     if what == 'halves':
         return tuple(halves(z, places_on(bench)[1]) for z in latents(bench, 'in_order'))
     s, bank = bench.setup, bench.bank.to(bench.device)
@@ -186,13 +195,14 @@ def latents(
     def of(x):
         x, parsers = x.to(bench.device), dict(parses=parses, parts=parts, in_order=in_order)
         if what in parsers: return in_pieces(parsers[what], x).cpu()
+        if what not in ('draws', 'row'): raise DataError(f'{what!r} are no latents of chapter 24')
         z = encoded(bench.net, x, seeded(1, bench.device)).cpu()
         return z.flatten(1) if what == 'row' else z
     return of(bench.images.train), of(bench.images.test)
 
 # %% ../nbs/30_drawings.ipynb #30a00024
 def quick_attention(device: str): # where networks compute
-    "On a CPU in bfloat16 attention written out takes three fifths of the fused one's step."
+    "Attention written out on a CPU, where a step takes 3/5 of the time; PyTorch's choice elsewhere."
     return sdpa_kernel(SDPBackend.MATH) if device == 'cpu' else contextlib.nullcontext()
 
 def prepare(
@@ -286,7 +296,7 @@ def prior_net(
     process, # its noise
     shape: tuple, # of a latent
 ) -> nn.Module: # fresh, on the CPU
-    "The network of a prior (D-net). Raises ShapeError."
+    "The network of a prior; the row's is the source's (D-net). Raises ShapeError."
     s, (rows, columns) = bench.setup, places_on(bench)
     causal = isinstance(process, Chain)
     words = dict(width=2 * s.channels, depth=4, heads=4, dropout=0.)
@@ -342,7 +352,7 @@ def on_canvas(
 ) -> Tensor: # (n, H, W) levels
     "The canvases of latents of any kind (D-parts). Raises ClassError."
     s, (H, W) = bench.setup, bench.images.train.shape[1:]
-    if z.shape[-1] == 3 and z.ndim == 3: return painted(z, bench.bank, (H, W), s.stride)
+    if z.shape[1:] == (s.parts, 3): return painted(z, bench.bank, (H, W), s.stride)
     return grid_painted(z.view(len(z), H // s.patch, W // s.patch), bench.bank)
 
 # %% ../nbs/30_drawings.ipynb #30a00031
@@ -386,16 +396,20 @@ def prior_row(
     row = dict(bits=D * found['bits'], se=D * found['se'], minutes=found['training_minutes'],
                machine=run.log['machine'], commit=run.log['commit'], seconds=seconds,
                FD=apart(judge, judge.images, x), FD_canvas=apart(judge, judge.canvases, canvas))
-    if isinstance(learned, tuple) or learned.shape[-1] == 3: return row
-    cells = latents(bench, 'draws')[1].shape[1:]
-    return row | prior_hole(learned.view(-1, *cells), z.view(-1, *cells), bench.setup.patches)
+    if name.startswith('all of z'): return row
+    q = latents(bench, 'draws')[1]
+    return row | prior_hole(q, z.view(-1, *q.shape[1:]), bench.setup.patches)
 
 # %% ../nbs/30_drawings.ipynb #30a00041
-def floor_row(bench: Bench) -> dict: # what all priors share
-    "The hole of a perfect prior: some draws of half of the images against the other half's."
-    z, n = latents(bench, 'draws')[1], bench.setup.drawn
-    half = len(z) // 2
-    return prior_hole(z[half:], z[:half][evenly(half, n)], bench.setup.patches)
+def floor_row(bench: Bench, judge: Judge) -> dict: # what all priors share; of judge_of
+    "A perfect prior: as many of the other half of the held-out images, their draws and canvases."
+    z, half = latents(bench, 'draws')[1], len(judge.images)
+    rows = evenly(len(z) - half, bench.setup.drawn)
+    x, canvas = bench.images.test[rows], on_canvas(bench, z[rows])
+    finished = decoded(bench.net, canvas.to(bench.device)).cpu()
+    return prior_hole(z[-half:], z[rows], bench.setup.patches) | dict(
+        real=apart(judge, judge.images, x), FD=apart(judge, judge.images, finished),
+        FD_canvas=apart(judge, judge.canvases, canvas))
 
 # %% ../nbs/30_drawings.ipynb #30a00033
 def weight_row(
@@ -418,14 +432,14 @@ def rival_row(judge: Judge, n: int, draw_n, minutes: float) -> dict: # draw_n(n)
     "Distance and seconds of images without parts."
     started = time.time()
     x = draw_n(n)
-    return dict(FD=apart(judge, judge.images, x), seconds=(time.time() - started) / n,
-                minutes=minutes)
+    seconds = (time.time() - started) / n
+    return dict(FD=apart(judge, judge.images, x), seconds=seconds, minutes=minutes)
 
 # %% ../nbs/30_drawings.ipynb #30a00042
 def vae_row(bench: Bench, judge: Judge) -> dict: # of judge_of
     "The VAE of chapter 03 on pixels."
     s, started = bench.setup, time.time()
-    vae = train_vae(bench.images.train, s.K, steps=s.steps)
+    vae = train_vae(bench.images.train, s.K, steps=s.steps, batch_size=s.batch)
     minutes, level = (time.time() - started) / 60, torch.arange(s.K).float()
     def draw_n(n):
         z = torch.randn(n, vae.latent, generator=torch.Generator().manual_seed(1))
@@ -449,18 +463,18 @@ def ddpm_row(bench: Bench, judge: Judge) -> dict: # of judge_of
     run = run_on(job, process, net, data, bench.folders[1:], s.steps >= 1000)
     def draw_n(n):
         model, g = in_bf16(run.model), seeded(1, device)
-        x = generate(measured(process), model, (n, *shape), s.calls, g)
-        return to_classes(x, s.K).cpu()
-    found = run.log['results']
+        return generate(measured(process), model, (n, *shape), s.calls, g).cpu()
+    found, D = run.log['results'], math.prod(shape)
     row = rival_row(judge, s.drawn, draw_n, found['training_minutes'])
-    return row | dict(bits=found['bits'] * math.prod(shape))
+    return row | dict(bits=D * found['bits'], se=D * found['se'])
 
 # %% ../nbs/30_drawings.ipynb #30a00035
 def strokes(shape: tuple, white: int) -> Tensor: # (H, W) of an image; its brightest level
     "Three strokes by hand, (3, H, W): upright, lying, slanting."
     H, W = shape
     x = torch.zeros(3, H, W, dtype=torch.int64)
-    x[0, H // 4:3 * H // 4, W // 2 - W // 16:W // 2 + W // 16] = white
+    edge = max(1, W // 16)
+    x[0, H // 4:3 * H // 4, W // 2 - edge:W // 2 + edge] = white
     x[1, H // 4:H // 4 + H // 8, W // 4:3 * W // 4] = white
     row = torch.arange(H // 4, 3 * H // 4)
     for i in range(max(1, W // 10)): x[2, row, W - 1 - row + i - W // 20] = white
@@ -472,7 +486,7 @@ def completed(
     free: Tensor, # broadcastable to z: True where the prior may draw
     seed: int = 3, # of the chains
 ) -> Tensor: # (N, rows, columns): the other cells as they were
-    "A canvas changed by hand, completed by the grid's prior (K18)."
+    "A canvas changed by hand, completed by the grid's prior (U-inpaint)."
     run = trained_prior(bench, 'grid, mask')
     z, keep = z.to(bench.device), ~free.expand_as(z).to(bench.device)
     return inpaint(run.process, run.model, z, keep, seeded(seed, bench.device)).cpu()
@@ -499,7 +513,8 @@ def gallery(bench: Bench) -> None: # what all priors share
     made['hand: x'] = hand
     for name, latent in z.items():
         made |= {f'{name}: z': latent, f'{name}: x': finished(on_canvas(bench, latent))}
-    save_tensors(path, {name: x.byte() for name, x in made.items()}, dict(K=s.K)) # below 256
+    kept = {name: x.short() if name.endswith(': z') else x.byte() for name, x in made.items()}
+    save_tensors(path, kept, dict(K=s.K))
 
 # %% ../nbs/30_drawings.ipynb #30a00037
 def study(
@@ -507,15 +522,17 @@ def study(
     folders: tuple, # where logs and pictures are kept; where networks are; and their checkpoints
     device: str = 'cpu', # where networks compute
 ) -> dict: # the log
-    "Train, score and draw at one size; what is there stays. Raises the errors of fit."
+    "Train, score, draw; what is there stays. Raises CheckpointError and the errors of fit."
     began, log = begin(), folders[0] / f'diffusedraw_{setup.size}.json'
     bench = prepare(setup, folders, device)
+    plan = json.loads(json.dumps(asdict(setup)))
+    check_same_run(once(log, f'{setup.data}: setup', lambda: plan), plan)
     def row(name, make, *args): once(log, f'{setup.data}: {name}', lambda: make(bench, *args))
     judge = judge_of(bench)
     for name in PRIORS:
         once(log, f'{setup.data}: {name}', lambda: prior_row(bench, name, judge))
     gallery(bench)
-    row('floor', floor_row)
+    row('floor', floor_row, judge)
     for weight in (1., 50., 500.): row(f'weight {weight:g}', weight_row, weight)
     row('VAE', vae_row, judge)
     row('DDPM', ddpm_row, judge)

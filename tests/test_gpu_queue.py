@@ -156,11 +156,11 @@ def test_minutes_of_parts_are_over(gpu, tmp_path, monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGINT)
         return fit(job, *args)
 
-    def between(bench):
+    def between(bench, judge):
         if 'between' not in rung:
             rung.append('between')
             os.kill(os.getpid(), signal.SIGINT)
-        return floor(bench)
+        return floor(bench, judge)
     monkeypatch.setattr(gpu.drawings, 'run_on', ringing)
     monkeypatch.setattr(gpu.drawings, 'floor_row', between)
     monkeypatch.setattr(gpu, 'ends_after', lambda seconds: contextlib.nullcontext(['rung']))

@@ -93,7 +93,7 @@ class Parts:
 
 
 def parts_job(setup):
-    "Planned, not measured: twelve networks, a quarter of a minute to a minute each, in several parts."
+    "Planned, not measured: sixteen networks, a quarter of a minute to a minute each, in several parts."
     return Parts(f'diffusedraw_{setup.size}_{setup.data}', setup)
 
 

@@ -107,28 +107,25 @@ def colours(begin):
 
 
 def drawings(size):
-    "Chapter 24: encoder and decoder, nine priors and a DDPM, for each data set."
-    setups = dict(digits='TINY') if size == 'tiny' else dict(fashion32='KEPT[1]', mnist32='KEPT[0]')
-    on_draws = ('grid, mask', 'autoregressive', 'transformer, mask', 'row, cosine',
-                'row, source schedule')
-    on_parses = ('all of z, mask', 'all of z in order, mask', 'all of z in order, autoregressive',
-                 'grid of parses, mask')
+    "Chapter 30: encoder and decoder, ten priors and a DDPM, for each data set."
+    setups = dict(digits='TINY') if size == 'tiny' else dict(fashion32="KEPT['fashion32']",
+                                                             mnist32="KEPT['mnist32']")
+    names = ('grid, mask', 'autoregressive', 'transformer, mask', 'row, cosine',
+             'row, source schedule', 'grid of parses, mask', 'all of z, mask',
+             'all of z in order, mask', 'all of z in order, autoregressive',
+             'all of z in order, joint')
     tasks = []
     for data, setup in setups.items():
-        def task(name, code, needs=(), data=data, setup=setup):
-            begin = (f"setup = {setup}\nregister(setup, A)\n"
-                     "images = DATASETS[setup.data](setup.K)\n"
-                     "jobs = prior_jobs(setup, images.train.shape[1:])\n")
+        begin = f"bench = prepare({setup}, (A, R, R), device())\n"
+        def task(name, code, needs, data=data, begin=begin):
             file = re.sub(r'\W+', '_', name)
-            return Task(f'{data}, {name}', '24', begin + code, needs,
+            return Task(f'{data}, {name}', '30', begin + code, needs,
                         tensors(f'diffusedraw_{size}_{data}_{file}'))
-        tasks.append(task('w50', "parts_run(setup, setup.weight, A)"))
-        for name in on_draws + on_parses:
-            needs = (f'{data}, w50',) if name in on_draws else ()
-            tasks.append(task(name, f"prior_run({name!r}, jobs[{name!r}], A)", needs))
-        tasks.append(task('ddpm', "ddpm_row(setup, A, lambda x: 0.)"))
-        study = f"study_all({setup}, A / 'diffusedraw_{size}_{data}.json', A)"
-        tasks.append(Task(f'{data} asked', '24', study, asks=True))
+        first = f'{data}, w50'
+        tasks.append(task('w50', '', ()))
+        tasks += [task(name, f"trained_prior(bench, {name!r})", (first,)) for name in names]
+        tasks.append(task('ddpm', "ddpm_row(bench, judge_of(bench))", (first,)))
+        tasks.append(Task(f'{data} asked', '30', f"study({setup}, (A, R, R), device())", asks=True))
     return tasks
 
 
@@ -229,7 +226,6 @@ def one(task, tasks, out):
     page, = (ROOT / 'nbs').glob(f'{task.page}_*.ipynb')
     A, R = out / 'assets', out / 'runs'
     space = definitions(page) | dict(A=A, R=R, device=lambda: cli.devices()[-1])
-    if task.page == '24': space |= dict(FOLDER=A, weights_in=lambda folder: R)
     if task.page == '28': space |= dict(FOLDER=dict(assets=A, runs=R))
     print(f'{task.name}: begins on {cli.devices()[-1]}', flush=True)
     exec(task.code, space)
