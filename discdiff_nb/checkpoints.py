@@ -531,7 +531,8 @@ def machine(
 # %% ../nbs/15_checkpoints.ipynb #a55e7501
 ASSETS = {'diffusedraw_bank_fashion32.safetensors': 'a54968c4b5ec15acce1ca40671ed320d',
     'diffusedraw_bank_mnist32.safetensors': '77c3ea0441dd4af5c804140f2d785fb7',
-    'diffusedraw_kept.json': '10a335c4276b060402113bdb1bd47668',
+    'diffusedraw_kept.json': '953ef1bc06f9243483d12021d7623e2f',
+    'diffusedraw_kept_mnist32_drawn.safetensors': '1632cf22a0376bd0237142ec50c2e817',
     'diffusevae_kept.json': '51730fac94f7b1206befc244b4ec02b0',
     'diffusevae_kept_drawn.safetensors': 'c53576258650b367e8858191e3ce4007',
     'diffusevae_kept_form1_z.safetensors': '6638ae5bfeb82b402e83a2561e8f5419',
@@ -551,11 +552,11 @@ ASSETS = {'diffusedraw_bank_fashion32.safetensors': 'a54968c4b5ec15acce1ca40671e
     'digits_vae.safetensors': '01ec316889e0362633d23d5441b866b8',
     'fashion_mnist_full_absorbing_16.json': '7a721f8e2e156739194838e727bace4e',
     'fashion_mnist_full_absorbing_16.safetensors': '53859fe4d6e2ecad41d66bd9f7af54a6',
-    'fashion_mnist_full_ordinal_16.json': 'e401791d3a33513e1d0c4dc1bc118740',
-    'fashion_mnist_full_ordinal_16.safetensors': '93b1532cd98bba374e9bfa182291232e'}
+    'fashion_mnist_full_ordinal_16.json': 'e401791d3a33513e1d0c4dc1bc118740'}
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7502
-ASSETS |= {'fashion_mnist_full_scores.json': 'e16ec5e0ebe9dd05fc3c60ebb20cec45',
+ASSETS |= {'fashion_mnist_full_ordinal_16.safetensors': '93b1532cd98bba374e9bfa182291232e',
+    'fashion_mnist_full_scores.json': 'e16ec5e0ebe9dd05fc3c60ebb20cec45',
     'fashion_mnist_full_uniform_16.json': '7652735a5680371d413c8056632672cd',
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
     'fashion_mnist_kept.json': '842cfacad8e9ad0885804fec718749b0',
@@ -577,11 +578,11 @@ ASSETS |= {'fashion_mnist_full_scores.json': 'e16ec5e0ebe9dd05fc3c60ebb20cec45',
     'fashion_mnist_kept_uniform_16_drawn.safetensors': 'f63a1e753567b38b35424518d5057b4d',
     'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
     'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
-    'fashion_mnist_small_absorbing_256.safetensors': '84423cec9d39586038fbd558f6f1a19b',
-    'fashion_mnist_small_uniform_256.safetensors': 'a15d17d601a67d65d5ddfdd81c0ef1c1'}
+    'fashion_mnist_small_absorbing_256.safetensors': '84423cec9d39586038fbd558f6f1a19b'}
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7503
-ASSETS |= {'joint_shapes.json': '8a38d3e9b91a6c5b26f99c03d6301c6a',
+ASSETS |= {'fashion_mnist_small_uniform_256.safetensors': 'a15d17d601a67d65d5ddfdd81c0ef1c1',
+    'joint_shapes.json': '8a38d3e9b91a6c5b26f99c03d6301c6a',
     'layouts_captions.safetensors': 'd506d3ef37725ec1cf187cea70c20725',
     'layouts_kept.json': '91624cd78cfa0d1e414eaf151f42ef71',
     'layouts_kept_camvid.safetensors': '7310fe0ed5ddc4d737bcde0290e125ce',

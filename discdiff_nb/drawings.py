@@ -402,12 +402,12 @@ def prior_row(
 
 # %% ../nbs/30_drawings.ipynb #30a00041
 def floor_row(bench: Bench, judge: Judge) -> dict: # what all priors share; of judge_of
-    "A perfect prior: as many of the other half of the held-out images, their draws and canvases."
-    z, half = latents(bench, 'draws')[1], len(judge.images)
-    rows = evenly(len(z) - half, bench.setup.drawn)
-    x, canvas = bench.images.test[rows], on_canvas(bench, z[rows])
+    "What a perfect prior would draw: as many training images, their draws and canvases."
+    z, held_out = latents(bench, 'draws')
+    rows = evenly(len(z), bench.setup.drawn)
+    x, canvas = bench.images.train[rows], on_canvas(bench, z[rows])
     finished = decoded(bench.net, canvas.to(bench.device)).cpu()
-    return prior_hole(z[-half:], z[rows], bench.setup.patches) | dict(
+    return prior_hole(held_out, z[rows], bench.setup.patches) | dict(
         real=apart(judge, judge.images, x), FD=apart(judge, judge.images, finished),
         FD_canvas=apart(judge, judge.canvases, canvas))
 
