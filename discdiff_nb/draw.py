@@ -318,7 +318,7 @@ def terms_of(
 def draw_through(
     logits: Tensor, # (B, ..., K) of q
     noise: Tensor, # (B, ..., K) Gumbel noise
-    temperature: float = 1., # of the softmax, above 0: higher is smoother, and farther from the draw
+    temperature: float = 1., # of the softmax, above 0: higher is smoother
 ) -> Tensor: # (B, ..., K) one-hot, with the softmax's gradient
     "A draw; backwards as if it were the softmax (Jang et al. 2017). Raises ShapeError."
     if logits.shape != noise.shape:

@@ -56,7 +56,7 @@ class Setup:
     patches: int # in the bank, the blank one included
     among: int # patches that the bank is chosen from
     parts: int # of the greedy parse
-    channels: int # of a prior's U-Net; a transformer has twice, encoder and DDPM half as many
+    channels: int # of a prior's U-Net; a transformer has twice, encoder and DDPM half
     multipliers: tuple # of the U-Net over the plane
     first: int # steps of encoder and decoder
     steps: int # of a prior
@@ -202,7 +202,7 @@ def latents(
 
 # %% ../nbs/30_drawings.ipynb #30a00024
 def quick_attention(device: str): # where networks compute
-    "Attention written out on a CPU, where a step takes 3/5 of the time; PyTorch's choice elsewhere."
+    "Attention written out on a CPU, where that takes 3/5 of a step's time; elsewhere PyTorch's."
     return sdpa_kernel(SDPBackend.MATH) if device == 'cpu' else contextlib.nullcontext()
 
 def prepare(
