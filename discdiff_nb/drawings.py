@@ -89,7 +89,7 @@ def framed(
     if H != W or side < H or (side - H) % 2:
         raise ShapeError(f'images of {H} x {W} cannot be framed to {side} x {side}: '
                          f'take a square, and {H} and an even number of pixels more')
-    edge = (side - images.train.shape[-1]) // 2
+    edge = (side - H) // 2
     train, test = (F.pad(x, (edge, edge, edge, edge)) for x in (images.train, images.test))
     return images._replace(train=train, test=test)
 
@@ -300,7 +300,6 @@ def prior_net(
     s, (rows, columns) = bench.setup, places_on(bench)
     causal = isinstance(process, Chain)
     words = dict(width=2 * s.channels, depth=4, heads=4, dropout=0.)
-    torch.manual_seed(0)
     if prior.net == 'joint': return JointNet(process.y.K, process.T, shape[0], **words)
     if prior.net == 'row': return d_net(process.K, process.T, *shape, s.channels, dropout=0.)
     if prior.net == 'plane':
@@ -317,6 +316,7 @@ def trained_prior(bench: Bench, name: str) -> Trained: # what all share; in PRIO
     train, test = latents(bench, prior.learns)
     process, shape = prior_process(bench, prior), tuple(as_tuple(train)[-1].shape[1:])
     with torch.random.fork_rng():
+        torch.manual_seed(0)
         net = prior_net(bench, prior, process, shape).to(bench.device)
     def there(x): return x.to(bench.device)
     def some(x): return there(x[evenly(len(x), s.tested)])
@@ -333,10 +333,9 @@ def drawn_latents(
     name: str, # in PRIORS
     run: Trained, # its network
     n: int, # drawings
-    seed: int = 1, # of the chains
 ) -> Tensor: # (n, ...) grid, row or parts, int64 on the CPU
     "Latents of a prior (D11)."
-    process, net, g = run.process, in_bf16(run.model), seeded(seed, bench.device)
+    process, net, g = run.process, in_bf16(run.model), seeded(1, bench.device)
     if isinstance(process, Chain): return chain_sample(run.model, n, g).cpu()
     shape, calls = (n, *run.model.shape), min(bench.setup.calls, process.T)
     if PRIORS[name].noise == 'joint':
@@ -484,12 +483,11 @@ def completed(
     bench: Bench, # what all priors share
     z: Tensor, # (N, rows, columns) a grid
     free: Tensor, # broadcastable to z: True where the prior may draw
-    seed: int = 3, # of the chains
 ) -> Tensor: # (N, rows, columns): the other cells as they were
     "A canvas changed by hand, completed by the grid's prior (U-inpaint)."
     run = trained_prior(bench, 'grid, mask')
     z, keep = z.to(bench.device), ~free.expand_as(z).to(bench.device)
-    return inpaint(run.process, run.model, z, keep, seeded(seed, bench.device)).cpu()
+    return inpaint(run.process, run.model, z, keep, seeded(3, bench.device)).cpu()
 
 # %% ../nbs/30_drawings.ipynb #30a00036
 def gallery(bench: Bench) -> None: # what all priors share

@@ -110,10 +110,7 @@ def drawings(size):
     "Chapter 30: encoder and decoder, ten priors and a DDPM, for each data set."
     setups = dict(digits='TINY') if size == 'tiny' else dict(fashion32="KEPT['fashion32']",
                                                              mnist32="KEPT['mnist32']")
-    names = ('grid, mask', 'autoregressive', 'transformer, mask', 'row, cosine',
-             'row, source schedule', 'grid of parses, mask', 'all of z, mask',
-             'all of z in order, mask', 'all of z in order, autoregressive',
-             'all of z in order, joint')
+    from discdiff_nb.drawings import PRIORS
     tasks = []
     for data, setup in setups.items():
         begin = f"bench = prepare({setup}, (A, R, R), device())\n"
@@ -123,7 +120,7 @@ def drawings(size):
                         tensors(f'diffusedraw_{size}_{data}_{file}'))
         first = f'{data}, w50'
         tasks.append(task('w50', '', ()))
-        tasks += [task(name, f"trained_prior(bench, {name!r})", (first,)) for name in names]
+        tasks += [task(name, f"trained_prior(bench, {name!r})", (first,)) for name in PRIORS]
         tasks.append(task('ddpm', "ddpm_row(bench, judge_of(bench))", (first,)))
         tasks.append(Task(f'{data} asked', '30', f"study({setup}, (A, R, R), device())", asks=True))
     return tasks
