@@ -325,7 +325,9 @@ def trained_prior(bench: Bench, name: str) -> Trained: # what all share; in PRIO
     job = Job(f'diffusedraw_{s.size}_{s.data}_{words}', f'{s.data}, {prior.learns}', prior.noise,
               s.patches, dict(kind=prior.net, channels=s.channels), s.steps, s.batch, 2e-3, T=s.T,
               tested=s.tested, mixed_precision='bf16')
-    with quick_attention(bench.device): return run_on(job, process, net, data, bench.folders[1:])
+    compiled = s.steps >= 1000 and prior.net in ('parts', 'joint') # halves a step of these
+    with quick_attention(bench.device):
+        return run_on(job, process, net, data, bench.folders[1:], compiled)
 
 # %% ../nbs/30_drawings.ipynb #30a00030
 def drawn_latents(
