@@ -7,7 +7,7 @@ __all__ = ['COMMON', 'LAPTOP', 'CARD', 'KEPT', 'FULL', 'DRAWN', 'PRIORS', 'Setup
            'cifar32', 'celeba64', 'Bench', 'bank_of', 'seeded', 'in_pieces', 'first_stage', 'latents',
            'quick_attention', 'prepare', 'halves', 'parts_of', 'JointNet', 'Prior', 'of_each', 'places_on',
            'prior_process', 'prior_net', 'trained_prior', 'drawn_latents', 'on_canvas', 'Judge', 'judge_of', 'apart',
-           'prior_row', 'floor_row', 'weight_row', 'rival_row', 'vae_row', 'ddpm_row', 'strokes', 'completed',
+           'hole', 'prior_row', 'floor_row', 'weight_row', 'rival_row', 'vae_row', 'ddpm_row', 'strokes', 'completed',
            'gallery', 'study']
 
 # %% ../nbs/30_drawings.ipynb #30a00005
@@ -379,6 +379,21 @@ def apart(
     a, b = (features_of(judge.net, part)[0].cpu() for part in (real, x))
     return frechet_distance(a, b).item()
 
+# %% ../nbs/30_drawings.ipynb #30a00081
+def hole(
+    bench: Bench, # what all priors share
+    learns: str, # what latents holds
+    z: Tensor, # (N, ...) drawn: grid, row or parts
+) -> dict: # total variations from held-out images' latents, as prior_hole
+    "The hole over the cells of a grid, or over parts in the order of painting (D11)."
+    K, (_, columns) = bench.setup.patches, places_on(bench)
+    if learns in ('row', 'draws', 'parses'):
+        q = latents(bench, 'draws')[1]
+        return prior_hole(q, z.view(-1, *q.shape[1:]), K)
+    def what(z): return halves(z, columns)[1][:, None] # 0, or 1 + z_id; a grid of one row
+    q = latents(bench, 'parts' if learns == 'parts' else 'in_order')[1]
+    return prior_hole(what(q), what(z), 1 + K)
+
 # %% ../nbs/30_drawings.ipynb #30a00032
 def prior_row(
     bench: Bench, # what all priors share
@@ -397,20 +412,20 @@ def prior_row(
     row = dict(bits=D * found['bits'], se=D * found['se'], minutes=found['training_minutes'],
                machine=run.log['machine'], commit=run.log['commit'], seconds=seconds,
                FD=apart(judge, judge.images, x), FD_canvas=apart(judge, judge.canvases, canvas))
-    if name.startswith('all of z'): return row
-    q = latents(bench, 'draws')[1]
-    return row | prior_hole(q, z.view(-1, *q.shape[1:]), bench.setup.patches)
+    return row | hole(bench, PRIORS[name].learns, z)
 
 # %% ../nbs/30_drawings.ipynb #30a00041
 def floor_row(bench: Bench, judge: Judge) -> dict: # what all priors share; of judge_of
     "What a perfect prior would draw: as many training images, their draws and canvases."
-    z, held_out = latents(bench, 'draws')
+    z = latents(bench, 'draws')[0]
     rows = evenly(len(z), bench.setup.drawn)
     x, canvas = bench.images.train[rows], on_canvas(bench, z[rows])
     finished = decoded(bench.net, canvas.to(bench.device)).cpu()
-    return prior_hole(held_out, z[rows], bench.setup.patches) | dict(
-        real=apart(judge, judge.images, x), FD=apart(judge, judge.images, finished),
-        FD_canvas=apart(judge, judge.canvases, canvas))
+    holes = {what: hole(bench, what, latents(bench, what)[0][rows])
+             for what in ('draws', 'parts', 'in_order')}
+    return holes | dict(real=apart(judge, judge.images, x),
+                        FD=apart(judge, judge.images, finished),
+                        FD_canvas=apart(judge, judge.canvases, canvas))
 
 # %% ../nbs/30_drawings.ipynb #30a00033
 def weight_row(
