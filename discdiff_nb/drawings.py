@@ -202,7 +202,7 @@ def latents(
 
 # %% ../nbs/30_drawings.ipynb #30a00024
 def quick_attention(device: str): # where networks compute
-    "Attention written out on a CPU, where that takes 3/5 of a step's time; elsewhere PyTorch's."
+    "To train on a CPU: attention written out, 3/5 of a step's time; elsewhere PyTorch's."
     return sdpa_kernel(SDPBackend.MATH) if device == 'cpu' else contextlib.nullcontext()
 
 def prepare(
@@ -402,8 +402,7 @@ def prior_row(
 ) -> dict: # what the table says of one prior
     "Bits, distances, hole and seconds of a prior (D11)."
     run, started = trained_prior(bench, name), time.time()
-    with quick_attention(bench.device):
-        z = drawn_latents(bench, name, run, bench.setup.drawn)
+    z = drawn_latents(bench, name, run, bench.setup.drawn)
     canvas = on_canvas(bench, z)
     x = decoded(bench.net, canvas.to(bench.device)).cpu()
     seconds, found = (time.time() - started) / len(x), run.log['results']
@@ -515,8 +514,7 @@ def gallery(bench: Bench) -> None: # what all priors share
     def finished(canvas): return decoded(bench.net, canvas.to(bench.device)).cpu()
     made = {}
     for name in PRIORS:
-        with quick_attention(bench.device):
-            z = drawn_latents(bench, name, trained_prior(bench, name), 40)
+        z = drawn_latents(bench, name, trained_prior(bench, name), 40)
         canvas = on_canvas(bench, z)
         made |= {f'{name}: z': z, f'{name}: canvas': canvas, f'{name}: x': finished(canvas)}
     held = latents(bench, 'draws')[1][:10]

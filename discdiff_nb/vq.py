@@ -36,7 +36,7 @@ from .nets import Down, ResBlock, check_plan, check_sizes
 from .ordinal import logistic_logits
 from .runs import evenly, fit_job, load_or_train
 from .sampling import (Around, checked_shape, clean_logits, inpaint, reveal_in_order,
-                                  window_starts)
+                                  start_time, window_starts)
 
 # %% ../nbs/23_unleashing_transformers.ipynb #23a00009
 def nearest_code(
@@ -570,7 +570,7 @@ def seam(
 
 # %% ../nbs/23_unleashing_transformers.ipynb #23a00032
 def generate_in_order(
-    process: Absorbing, # whose alpha_bar is a straight line, as of reciprocal_schedule
+    process: Absorbing, # any schedule with a time for each call
     model, # network: logits = model(x_t, t)
     shape: tuple, # (B, h, w)
     order: Tensor, # (D,) int64 positions in the order of revealing
@@ -585,8 +585,9 @@ def generate_in_order(
         raise TimeError(f'calls = {calls}, D = {D}, T = {T}: 1 <= calls <= D <= T must hold')
     call = torch.arange(D) * calls // D
     masked = D - -(-call * D // calls) # when that call is made
-    tau = torch.empty_like(order)
-    tau[order] = -(-T * masked // D)
+    times, tau = start_time(process, masked.double() / D), torch.empty_like(order)
+    if len(times.unique()) < calls: raise TimeError(f'{calls} calls, fewer times in this schedule')
+    tau[order] = times
     tau = tau.to(x_t.device).view(shape[1:]).expand(shape)
     return reveal_in_order(process, model, x_t, tau, generator)
 
