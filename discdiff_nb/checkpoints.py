@@ -531,8 +531,9 @@ def machine(
 # %% ../nbs/15_checkpoints.ipynb #a55e7501
 ASSETS = {'diffusedraw_bank_fashion32.safetensors': 'a54968c4b5ec15acce1ca40671ed320d',
     'diffusedraw_bank_mnist32.safetensors': '77c3ea0441dd4af5c804140f2d785fb7',
-    'diffusedraw_kept.json': '953ef1bc06f9243483d12021d7623e2f',
-    'diffusedraw_kept_mnist32_drawn.safetensors': '1632cf22a0376bd0237142ec50c2e817',
+    'diffusedraw_kept.json': '60f1a38232e2b5ef083163e6837864f9',
+    'diffusedraw_kept_fashion32_drawn.safetensors': '295a64beb07fc506d7f3b6e05053ad58',
+    'diffusedraw_kept_mnist32_drawn.safetensors': 'c137cfaecc9663fac0f3271daa64410d',
     'diffusevae_kept.json': '51730fac94f7b1206befc244b4ec02b0',
     'diffusevae_kept_drawn.safetensors': 'c53576258650b367e8858191e3ce4007',
     'diffusevae_kept_form1_z.safetensors': '6638ae5bfeb82b402e83a2561e8f5419',
@@ -551,11 +552,11 @@ ASSETS = {'diffusedraw_bank_fashion32.safetensors': 'a54968c4b5ec15acce1ca40671e
     'digits_untimed.safetensors': '857b6c012cf25e3985638fa4f637c54a',
     'digits_vae.safetensors': '01ec316889e0362633d23d5441b866b8',
     'fashion_mnist_full_absorbing_16.json': '7a721f8e2e156739194838e727bace4e',
-    'fashion_mnist_full_absorbing_16.safetensors': '53859fe4d6e2ecad41d66bd9f7af54a6',
-    'fashion_mnist_full_ordinal_16.json': 'e401791d3a33513e1d0c4dc1bc118740'}
+    'fashion_mnist_full_absorbing_16.safetensors': '53859fe4d6e2ecad41d66bd9f7af54a6'}
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7502
-ASSETS |= {'fashion_mnist_full_ordinal_16.safetensors': '93b1532cd98bba374e9bfa182291232e',
+ASSETS |= {'fashion_mnist_full_ordinal_16.json': 'e401791d3a33513e1d0c4dc1bc118740',
+    'fashion_mnist_full_ordinal_16.safetensors': '93b1532cd98bba374e9bfa182291232e',
     'fashion_mnist_full_scores.json': 'e16ec5e0ebe9dd05fc3c60ebb20cec45',
     'fashion_mnist_full_uniform_16.json': '7652735a5680371d413c8056632672cd',
     'fashion_mnist_full_uniform_16.safetensors': 'f28999696bc1b5f1a485c7b98212debc',
@@ -577,11 +578,11 @@ ASSETS |= {'fashion_mnist_full_ordinal_16.safetensors': '93b1532cd98bba374e9bfa1
     'fashion_mnist_kept_uniform_16.safetensors': 'd5cade3f1ed9545bbf71c0d293e47afc',
     'fashion_mnist_kept_uniform_16_drawn.safetensors': 'f63a1e753567b38b35424518d5057b4d',
     'fashion_mnist_small.json': '2d3cf2f0e61689792f3eaaa721a0ad87',
-    'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec',
-    'fashion_mnist_small_absorbing_256.safetensors': '84423cec9d39586038fbd558f6f1a19b'}
+    'fashion_mnist_small_Gaussian-levels_256.safetensors': '7cb68917f31d07e5f729f1924f386aec'}
 
 # %% ../nbs/15_checkpoints.ipynb #a55e7503
-ASSETS |= {'fashion_mnist_small_uniform_256.safetensors': 'a15d17d601a67d65d5ddfdd81c0ef1c1',
+ASSETS |= {'fashion_mnist_small_absorbing_256.safetensors': '84423cec9d39586038fbd558f6f1a19b',
+    'fashion_mnist_small_uniform_256.safetensors': 'a15d17d601a67d65d5ddfdd81c0ef1c1',
     'joint_shapes.json': '8a38d3e9b91a6c5b26f99c03d6301c6a',
     'layouts_captions.safetensors': 'd506d3ef37725ec1cf187cea70c20725',
     'layouts_kept.json': '91624cd78cfa0d1e414eaf151f42ef71',
@@ -598,10 +599,10 @@ ASSETS |= {'fashion_mnist_small_uniform_256.safetensors': 'a15d17d601a67d65d5ddf
     'text_small_novels27_autoregressive.safetensors': '1a84b2b873c7877cabcf8f527739b30a',
     'text_small_novels27_neighbour.safetensors': 'ee8312d95d00bdb8571a11e80f6105fe',
     'text_small_novels27_uniform.safetensors': 'c6b24a56c65012e9f1b06e02692b10f3',
-    'unleashing_kept.json': '641d6f78a13990bd47582c231a99daab',
+    'unleashing_kept.json': 'e56a27e741d7a15b427ec10ee78b37ba',
     'unleashing_kept_codes.safetensors': '009cf2540d8c4bfc1bcf438bcd4b5df4',
     'unleashing_kept_codes_drawn.safetensors': '994aa6298968fe75924134068e6b0bff',
-    'unleashing_kept_colour.json': '680c54c09e659ab2adb6ed2db1f1d44f',
+    'unleashing_kept_colour.json': '0ae42f99c23ba8ac66607690edfc66a0',
     'unleashing_kept_colour_codes_drawn.safetensors': '7c64bdd7e8b71d458813d29a3a7668e2',
     'unleashing_kept_labelled.safetensors': '55f7926c333bfdea5179a5ae01573b08'}
 
