@@ -385,7 +385,7 @@ def hole(
     learns: str, # what latents holds
     z: Tensor, # (N, ...) drawn: grid, row or parts
 ) -> dict: # total variations from held-out images' latents, as prior_hole
-    "The hole over the cells of a grid, or over parts in the order of painting (D11)."
+    "The hole over the cells of a grid, or over parts one after the other (D11)."
     K, (_, columns) = bench.setup.patches, places_on(bench)
     if learns in ('row', 'draws', 'parses'):
         q = latents(bench, 'draws')[1]
