@@ -531,7 +531,7 @@ def machine(
 # %% ../nbs/15_checkpoints.ipynb #a55e7501
 ASSETS = {'diffusedraw_bank_fashion32.safetensors': 'a54968c4b5ec15acce1ca40671ed320d',
     'diffusedraw_bank_mnist32.safetensors': '77c3ea0441dd4af5c804140f2d785fb7',
-    'diffusedraw_kept.json': '60f1a38232e2b5ef083163e6837864f9',
+    'diffusedraw_kept.json': '829045205281c2bee846c2ea38dbf5e4',
     'diffusedraw_kept_fashion32_drawn.safetensors': '295a64beb07fc506d7f3b6e05053ad58',
     'diffusedraw_kept_mnist32_drawn.safetensors': 'c137cfaecc9663fac0f3271daa64410d',
     'diffusevae_kept.json': '51730fac94f7b1206befc244b4ec02b0',
