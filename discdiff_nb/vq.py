@@ -586,7 +586,9 @@ def generate_in_order(
     call = torch.arange(D) * calls // D
     masked = D - -(-call * D // calls) # when that call is made
     times, tau = start_time(process, masked.double() / D), torch.empty_like(order)
-    if len(times.unique()) < calls: raise TimeError(f'{calls} calls, fewer times in this schedule')
+    if len(times.unique()) < calls:
+        raise TimeError(f'calls = {calls}, but this schedule tells only {len(times.unique())} of '
+                        'their times apart: take fewer calls, or reciprocal_schedule(T)')
     tau[order] = times
     tau = tau.to(x_t.device).view(shape[1:]).expand(shape)
     return reveal_in_order(process, model, x_t, tau, generator)
